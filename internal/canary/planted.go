@@ -1,31 +1,36 @@
 //go:build canary
 
-// Package canary plants known bugs; see canary.go.
 package canary
 
-import "sync/atomic"
+import (
+	"os"
+	"slices"
+	"sync/atomic"
 
-// A Bug names one planted bug.
-type Bug string
-
-// The planted bugs; see canary.go for what each one does.
-const (
-	SkipSync          Bug = "skip-sync"
-	ResponsePastSync  Bug = "response-past-sync"
-	AppliedApart      Bug = "applied-apart"
-	RetryTwice        Bug = "retry-twice"
-	NoTombstone       Bug = "no-tombstone"
-	SplitNotAtomic    Bug = "split-not-atomic"
-	StaleReadIndex    Bug = "stale-read-index"
-	NoLatchWait       Bug = "no-latch-wait"
-	SkipBoundsRecheck Bug = "skip-bounds-recheck"
-	ForeignTerm       Bug = "foreign-term"
+	"github.com/flotilla-kv/flotilla/internal/invariant"
 )
 
-var planted atomic.Value // Bug
+// Environment is the variable that names the bug to plant.
+const Environment = "FLOTILLA_CANARY"
 
-// Plant switches one bug on, "" switches off. Tests only.
-func Plant(b Bug) { planted.Store(b) }
+// planted is nil until somebody asks or plants.
+//
+//lint:allow package-var a planted bug is one of the whole process, in canary builds only
+var planted atomic.Pointer[Bug]
+
+// Plant switches one bug on, and "" switches it off. For tests. A name that is
+// none of Bugs stops the process: a canary that is misspelled catches nothing.
+func Plant(b Bug) {
+	invariant.Check(b == "" || slices.Contains(Bugs(), b), "no bug is called %q", b)
+	planted.Store(&b)
+}
 
 // On says whether the bug is planted.
-func On(b Bug) bool { v, _ := planted.Load().(Bug); return v != "" && v == b }
+func On(b Bug) bool {
+	p := planted.Load()
+	if p == nil {
+		Plant(Bug(os.Getenv(Environment)))
+		p = planted.Load()
+	}
+	return *p == b && b != ""
+}

@@ -1,15 +1,38 @@
 // Package hlc gives hybrid logical timestamps and monotonic time.
 //
-// Contract (the implementation is to be completed in this package):
-//
 // A Timestamp is 46 bits of wall milliseconds and 18 bits of logical count.
-// Timestamp 0 is never issued (the engine reads it as "no version").
+// Timestamp 0 is never issued (the engine reads it as "no version"). A count
+// that overflows carries into the milliseconds: the clock then runs ahead of
+// the wall clock a little instead of waiting for it.
+//
+// # What is promised
 //
 // Safety never rests on a wall clock being right. What the store needs is
 // only that a node's timestamps never go back, across restarts too: the upper
 // bound of issued timestamps is persisted ahead in windows by the store
-// (SetBound) and a restart begins above it. When the bound is reached the
-// clock creeps up to it logically, then Now returns ErrBound.
+// (Hybrid.NextBound, then fsync, then Hybrid.SetBound) and a restart begins
+// above it. When the bound is reached the clock creeps up to it logically,
+// then Now returns ErrBound.
+//
+// HAZARD: SetBound before the fsync of the bound lets a restarted node issue
+// timestamps that it has issued before, that is, two versions of a key with
+// one timestamp, or a write below a read that was served.
+//
+// A remote timestamp beyond a tolerated lead is refused, not adopted, so that
+// one wrong clock cannot drag the cluster into the future.
+//
+// # Who may call
+//
+// Everything here may be called on any goroutine. Nothing blocks. Clock is one
+// of the project's four seams; package osclock implements it with the clocks
+// of the operating system, the simulator with clocks that run apart.
+//
+// # Rejected
+//
+// Waiting until the wall clock has passed a timestamp (as TrueTime does) would
+// make safety a matter of clock bounds that nobody here can vouch for. A wider
+// logical part, kept apart from the milliseconds, would not fit the eight
+// bytes that the engine's comparer offers.
 package hlc
 
 import (

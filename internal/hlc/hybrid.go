@@ -5,30 +5,48 @@ import (
 	"time"
 )
 
-// Hybrid is a node's hybrid logical clock over its physical clocks. It is safe
-// for concurrent use.
-type Hybrid struct {
-	clock    Clock
-	maxAhead time.Duration // a remote timestamp further ahead of Wall is refused
+// maxWall is the highest wall clock that a Timestamp can hold, in
+// milliseconds; it lies in the year 4199.
+const maxWall = 1<<(64-LogicalBits) - 1
 
+// Hybrid is a node's hybrid logical clock over its physical clocks. It is safe
+// for concurrent use and does not allocate. Its lock is held for a few
+// instructions and never while a physical clock is read.
+//
+// A version with atomics instead was measured and dropped: 9 ns a Now against
+// 13 ns alone, but 34 ns against 17 ns with two goroutines that contend.
+type Hybrid struct {
+	clock    Clock         // immutable
+	maxAhead time.Duration // immutable; a remote timestamp further ahead of Wall is refused
+
+	// Invariant: last <= bound, and none of the three ever falls.
 	mu struct {
 		sync.Mutex
-		last  Timestamp // highest issued or adopted
-		bound Timestamp // durable; nothing above it is issued
+		last   Timestamp // highest issued or adopted
+		bound  Timestamp // durable; nothing above it is issued or adopted
+		wanted Timestamp // highest remote timestamp that only the bound refused
 	}
 }
 
 // NewHybrid returns a clock that issues only timestamps above start and at
-// most the bound set by SetBound (none at first: start is the bound).
+// most the bound set by SetBound (none at first: start is the bound). A node
+// starts at the bound that it made durable last, so that it never goes back.
+//
+// maxAhead must exceed the window given to NextBound, by as much as the clocks
+// of the cluster may differ: a node that restarts at once begins one window
+// ahead of its wall clock, and its peers must not refuse it for that.
 func NewHybrid(clock Clock, start Timestamp, maxAhead time.Duration) *Hybrid {
 	h := &Hybrid{clock: clock, maxAhead: maxAhead}
 	h.mu.last, h.mu.bound = start, start
 	return h
 }
 
-// Now issues a timestamp above every earlier one and at most the bound.
+// Now issues a timestamp above every earlier one and at most the bound. It
+// follows the wall clock; where that stands still or went back, and where it
+// is beyond the bound, it counts logically. ErrBound: nothing is left below
+// the bound.
 func (h *Hybrid) Now() (Timestamp, error) {
-	wall := New(h.clock.Wall(), 0)
+	wall := New(h.wall(), 0)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	next := max(wall, h.mu.last+1)
@@ -52,9 +70,9 @@ func (h *Hybrid) Peek() Timestamp {
 
 // Update adopts a remote timestamp: later ones of this clock are above it. It
 // returns ErrTooFarAhead (nothing adopted) beyond the tolerated lead, ErrBound
-// above the durable bound.
+// above the durable bound (nothing adopted; the next bound will include it).
 func (h *Hybrid) Update(remote Timestamp) error {
-	wall := h.clock.Wall()
+	wall := h.wall()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
@@ -63,6 +81,7 @@ func (h *Hybrid) Update(remote Timestamp) error {
 	case remote.Wall() > wall+h.maxAhead.Milliseconds():
 		return ErrTooFarAhead
 	case remote > h.mu.bound:
+		h.mu.wanted = max(h.mu.wanted, remote)
 		return ErrBound
 	}
 	h.mu.last = remote
@@ -71,12 +90,15 @@ func (h *Hybrid) Update(remote Timestamp) error {
 
 // NextBound returns the bound that the store should make durable next, a
 // window ahead of the clock, and whether that is due (less than half a window
-// is left).
+// is left). The window is at least two milliseconds.
 func (h *Hybrid) NextBound(window time.Duration) (Timestamp, bool) {
-	wall := New(h.clock.Wall()+window.Milliseconds(), 0)
+	wall := New(h.wall(), 0)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	next := max(wall, h.mu.last+New(window.Milliseconds(), 0))
+	// A peer's clock may be ahead by more than a window and still be
+	// tolerated. Without wanted its frames would be refused for ever.
+	ahead := max(wall, h.mu.last, h.mu.wanted)
+	next := ahead + New(window.Milliseconds(), 0)
 	return next, h.mu.bound < next-New(window.Milliseconds()/2, 0)
 }
 
@@ -86,3 +108,7 @@ func (h *Hybrid) SetBound(bound Timestamp) {
 	defer h.mu.Unlock()
 	h.mu.bound = max(h.mu.bound, bound)
 }
+
+// wall returns the wall clock within what a Timestamp can hold: one set before
+// 1970 would otherwise wrap to the end of time, and be made durable.
+func (h *Hybrid) wall() int64 { return min(max(h.clock.Wall(), 0), maxWall) }

@@ -1,6 +1,10 @@
 // Package invariant asserts what must hold. A broken invariant means that
-// going on could corrupt data, so it stops the node; an operating error never
-// comes here.
+// going on could corrupt data, so it stops the node; an operating error (a
+// full disk, a peer that sends nonsense, a caller's mistake) never comes here.
+//
+// It is the one place that panics. Nobody recovers from a Violation but tests
+// and the simulator, which end the run with it. Checks that cost little always
+// run; dear ones stand behind Enabled. Any goroutine may call.
 package invariant
 
 import "fmt"
@@ -20,7 +24,7 @@ func Check(ok bool, format string, args ...any) {
 	}
 }
 
-// Failf panics with a Violation.
+// Failf panics with a Violation. It does not return.
 func Failf(format string, args ...any) {
 	panic(Violation{Message: fmt.Sprintf(format, args...)})
 }

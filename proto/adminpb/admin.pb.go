@@ -596,6 +596,7 @@ type ShowRangeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RangeId       uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
 	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	LocalOnly     bool                   `protobuf:"varint,3,opt,name=local_only,json=localOnly,proto3" json:"local_only,omitempty"` // only what the asked node itself knows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -642,6 +643,13 @@ func (x *ShowRangeRequest) GetKey() []byte {
 		return x.Key
 	}
 	return nil
+}
+
+func (x *ShowRangeRequest) GetLocalOnly() bool {
+	if x != nil {
+		return x.LocalOnly
+	}
+	return false
 }
 
 type ReplicaInfo struct {
@@ -1220,6 +1228,7 @@ type AllocateRangeIDsReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
 	Count         uint32                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	RedirectNode  uint64                 `protobuf:"varint,3,opt,name=redirect_node,json=redirectNode,proto3" json:"redirect_node,omitempty"` // non-zero: the driver is there, ask it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1264,6 +1273,13 @@ func (x *AllocateRangeIDsReply) GetFirst() uint64 {
 func (x *AllocateRangeIDsReply) GetCount() uint32 {
 	if x != nil {
 		return x.Count
+	}
+	return 0
+}
+
+func (x *AllocateRangeIDsReply) GetRedirectNode() uint64 {
+	if x != nil {
+		return x.RedirectNode
 	}
 	return 0
 }
@@ -1327,10 +1343,12 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\x05start\x18\x01 \x01(\fR\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\fR\x03end\"D\n" +
 	"\x0fListRangesReply\x121\n" +
-	"\x06ranges\x18\x01 \x03(\v2\x19.flotilla.admin.RangeInfoR\x06ranges\"?\n" +
+	"\x06ranges\x18\x01 \x03(\v2\x19.flotilla.admin.RangeInfoR\x06ranges\"^\n" +
 	"\x10ShowRangeRequest\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\fR\x03key\"\xd3\x02\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1d\n" +
+	"\n" +
+	"local_only\x18\x03 \x01(\bR\tlocalOnly\"\xd3\x02\n" +
 	"\vReplicaInfo\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x1d\n" +
 	"\n" +
@@ -1378,10 +1396,11 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\x10redirect_address\x18\x06 \x01(\tR\x0fredirectAddress\"H\n" +
 	"\x17AllocateRangeIDsRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count\"C\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"h\n" +
 	"\x15AllocateRangeIDsReply\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count2\xe4\x03\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\x12#\n" +
+	"\rredirect_node\x18\x03 \x01(\x04R\fredirectNode2\xe4\x03\n" +
 	"\x05Admin\x12D\n" +
 	"\x06Status\x12\x1d.flotilla.admin.StatusRequest\x1a\x1b.flotilla.admin.StatusReply\x12D\n" +
 	"\x06Lookup\x12\x1d.flotilla.admin.LookupRequest\x1a\x1b.flotilla.admin.LookupReply\x12P\n" +

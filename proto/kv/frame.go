@@ -13,9 +13,7 @@ const (
 	FrameStamp     FrameKind = 4 // only a stamp: keeps a client's floor fresh
 )
 
-// Frame is one message of a batch stream. Format (little endian, uvarint = u):
-// kind(1) stamp(8) count(u), then each item. EncodeX/DecodeX in codec.go are the
-// only users of the format.
+// Frame is one message of a batch stream. The format is in codec.go.
 type Frame struct {
 	Kind      FrameKind
 	Stamp     hlc.Timestamp

@@ -49,9 +49,9 @@ const (
 	VerbDelete         Verb = 3
 	VerbCompareAndSwap Verb = 4 // compares per Expect, then writes Value (or deletes: FlagDelete)
 	VerbScan           Verb = 5 // [Key, End) at Timestamp (0: the leader fixes it), both ways
-	VerbDeleteRange    Verb = 6 // one page of [Key, End): deletes keys whose newest version is <= Timestamp
+	VerbDeleteRange    Verb = 6 // a page of [Key, End): keys whose newest version is <= Timestamp
 	VerbAtomic         Verb = 7 // Ops, all in one range, all or nothing
-	VerbReadTimestamp  Verb = 8 // the leader's timestamp for a scan or a range deletion, noted as a read
+	VerbReadTimestamp  Verb = 8 // the leader's timestamp for scans and range deletions; a read
 )
 
 // Expect says what a compare-and-swap compares with.
@@ -121,8 +121,8 @@ const (
 	CodeNotFound       Code = 1  // get: no such key
 	CodeConflict       Code = 2  // compare failed; Value, Found and Timestamp say what is there
 	CodeNotLeader      Code = 3  // Leader says who may be; MaybeApplied says if the outcome is open
-	CodeWrongRange     Code = 4  // key outside the range or generation old; Descriptors has newer ones
-	CodeUnavailable    Code = 5  // not now (starting, no quorum, clock bound): retry after RetryAfterMillis
+	CodeWrongRange     Code = 4  // key outside the range, or old generation; see Descriptors
+	CodeUnavailable    Code = 5  // not now (no quorum, clock bound): retry after RetryAfterMillis
 	CodeOverloaded     Code = 6  // refused before evaluation: retry after RetryAfterMillis
 	CodeUnknownOutcome Code = 7  // cannot be known any more
 	CodeCrossRange     Code = 8  // atomic batch spans ranges

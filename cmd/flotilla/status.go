@@ -1,0 +1,313 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/flotilla-kv/flotilla/client"
+	"github.com/flotilla-kv/flotilla/proto/adminpb"
+)
+
+// statusReport is what status and health print as JSON.
+type statusReport struct {
+	Health            string       `json:"health"` // healthy, degraded, unavailable
+	ClusterID         string       `json:"cluster_id"`
+	AnsweredBy        uint64       `json:"answered_by"`
+	LiveNodes         int          `json:"live_nodes"`
+	Nodes             []nodeReport `json:"nodes"`
+	Ranges            uint64       `json:"ranges"`
+	UnderReplicated   uint64       `json:"under_replicated"`
+	Leaderless        uint64       `json:"leaderless"`
+	ReplicationFactor uint32       `json:"replication_factor"`
+	Tolerates         uint32       `json:"tolerates"`
+	Operators         uint64       `json:"operators"`
+	Problems          []string     `json:"problems"`
+}
+
+// nodeReport is a node as JSON.
+type nodeReport struct {
+	ID            uint64   `json:"id"`
+	Address       string   `json:"address"`
+	HTTPAddress   string   `json:"http_address"`
+	Locality      []string `json:"locality,omitempty"`
+	Live          bool     `json:"live"`
+	SilentSeconds float64  `json:"silent_seconds"`
+	Replicas      uint32   `json:"replicas"`
+	Leaders       uint32   `json:"leaders"`
+	DiskBytes     uint64   `json:"disk_bytes"`
+	DiskFreeBytes uint64   `json:"disk_free_bytes"`
+	ReadOnly      bool     `json:"read_only"`
+	Version       string   `json:"version,omitempty"`
+	UptimeSeconds float64  `json:"uptime_seconds,omitempty"`
+}
+
+// fetchStatus asks the cluster how it is.
+func fetchStatus(ctx context.Context, c *client.Client) (*statusReport, error) {
+	r, err := ask(ctx, c, func(
+		ctx context.Context, admin adminpb.AdminClient,
+	) (*adminpb.StatusReply, error) {
+		return admin.Status(ctx, &adminpb.StatusRequest{})
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := &statusReport{
+		ClusterID: fmt.Sprintf("%016x", r.GetClusterId()), AnsweredBy: r.GetAnsweredBy(),
+		Ranges: r.GetRanges(), UnderReplicated: r.GetUnderReplicated(),
+		Leaderless: r.GetLeaderless(), ReplicationFactor: r.GetReplicationFactor(),
+		Tolerates: r.GetTolerates(), Operators: r.GetOperators(),
+		Problems: r.GetProblems(), Nodes: []nodeReport{},
+	}
+	for _, n := range r.GetNodes() {
+		d := n.GetNode()
+		if n.GetLive() {
+			s.LiveNodes++
+		}
+		s.Nodes = append(s.Nodes, nodeReport{
+			ID: d.GetNodeId(), Address: d.GetAddress(), HTTPAddress: d.GetHttpAddress(),
+			Locality: d.GetLocality(), Live: n.GetLive(), SilentSeconds: n.GetSilentSeconds(),
+			Replicas: n.GetReplicas(), Leaders: n.GetLeaders(), DiskBytes: n.GetDiskBytes(),
+			DiskFreeBytes: n.GetDiskFreeBytes(), ReadOnly: n.GetReadOnly(),
+			Version: n.GetVersion(), UptimeSeconds: n.GetUptimeSeconds(),
+		})
+	}
+	s.judge(r.GetReady())
+	return s, nil
+}
+
+// judge puts the state into one word.
+func (s *statusReport) judge(ready bool) {
+	switch {
+	case s.Leaderless > 0 || len(s.Nodes) == 0 || s.Ranges == 0:
+		s.Health = "unavailable"
+	case len(s.Problems) > 0 || s.UnderReplicated > 0 || s.LiveNodes < len(s.Nodes) || !ready:
+		s.Health = "degraded"
+	default:
+		s.Health = "healthy"
+	}
+	if s.Problems == nil {
+		s.Problems = []string{}
+	}
+}
+
+// headline is the state in one line.
+func (s *statusReport) headline() string {
+	if s.Ranges == 0 {
+		return fmt.Sprintf("%s  node n%d answers, but does not know the cluster's state", s.Health,
+			s.AnsweredBy)
+	}
+	silent, tolerates := "", plural(s.Tolerates, "node failure")
+	for _, n := range s.Nodes {
+		if !n.Live {
+			silent += fmt.Sprintf(", n%d silent for %s", n.ID, secondsText(n.SilentSeconds))
+		}
+	}
+	if silent != "" {
+		silent = " (" + strings.TrimPrefix(silent, ", ") + ")"
+		tolerates = strings.Replace(tolerates, "node", "more node", 1)
+	}
+	return fmt.Sprintf(
+		"%s  %d of %s live%s · tolerates %s · %s, %d under-replicated, %d leaderless",
+		s.Health, s.LiveNodes, plural(len(s.Nodes), "node"), silent, tolerates,
+		plural(s.Ranges, "range"), s.UnderReplicated, s.Leaderless)
+}
+
+func secondsText(s float64) string {
+	return time.Duration(s * float64(time.Second)).Round(time.Second).String()
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "How the cluster is, on one screen",
+		Args:  exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				s, err := fetchStatus(ctx, c)
+				if err != nil {
+					return err
+				}
+				if a.isJSON() {
+					return a.json(s)
+				}
+				return a.printStatus(s)
+			})
+		},
+	}
+}
+
+func (a *app) printStatus(s *statusReport) error {
+	fmt.Fprintln(a.stdout, s.headline())
+	for _, p := range s.Problems {
+		fmt.Fprintf(a.stdout, "          %s\n", p)
+	}
+	if s.Operators > 0 {
+		fmt.Fprintf(a.stdout, "moving    %s in progress\n", plural(s.Operators, "change"))
+	}
+	if s.Health == "degraded" && s.Ranges > 0 {
+		fmt.Fprintln(a.stdout, "          every range has a leader: reads and writes work")
+	}
+	var next []string
+	for _, n := range s.Nodes {
+		if !n.Live {
+			next = append(next, fmt.Sprintf("start n%d (%s)", n.ID, n.Address))
+		}
+	}
+	if len(next) > 0 {
+		fmt.Fprintf(a.stdout, "next      %s\n", strings.Join(next, ", "))
+	}
+	return a.printNodes(s.Nodes)
+}
+
+// printNodes prints the table of nodes.
+func (a *app) printNodes(nodes []nodeReport) error {
+	return a.table("NODE\tADDRESS\tHTTP\tSTATE\tREPLICAS\tLEADERS\tDISK FREE\tVERSION",
+		func(add func(string, ...any)) {
+			for _, n := range nodes {
+				state := "live"
+				switch {
+				case !n.Live:
+					state = "silent " + secondsText(n.SilentSeconds)
+				case n.ReadOnly:
+					state = "read-only"
+				}
+				free := "-"
+				if n.DiskBytes > 0 {
+					free = fmt.Sprintf("%s of %s", bytesText(int64(n.DiskFreeBytes)),
+						bytesText(int64(n.DiskBytes)))
+				}
+				add("n%d\t%s\t%s\t%s\t%d\t%d\t%s\t%s", n.ID, n.Address, orDash(n.HTTPAddress),
+					state, n.Replicas, n.Leaders, free, orDash(n.Version))
+			}
+		})
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// healthPause is between two questions of health --wait.
+const healthPause = 200 * time.Millisecond
+
+func (a *app) healthCommand() *cobra.Command {
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use:   "health",
+		Short: "Exit 0 if the cluster is healthy, 10 if it is not, 5 if it does not answer",
+		Long: `Exit 0 if the cluster is healthy: all its nodes live, every range led and fully
+replicated. Exit 10 if it answers and is not healthy, 5 if nothing answers. If
+several endpoints are given, as many nodes must be known.`,
+		Example: `  flotilla health --wait 30s`,
+		Args:    exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			began := time.Now()
+			for {
+				s, err := a.checkHealth(cmd.Context())
+				if exitCode(err) == exitUsage {
+					return err
+				}
+				if err == nil && a.isJSON() {
+					return a.json(s)
+				}
+				if err == nil {
+					fmt.Fprintln(a.stdout, s.headline())
+					return nil
+				}
+				if time.Since(began)+healthPause > wait || cmd.Context().Err() != nil {
+					return err
+				}
+				time.Sleep(healthPause)
+			}
+		},
+	}
+	cmd.Flags().DurationVar(&wait, "wait", 0, "ask until it is healthy, for so long")
+	return cmd
+}
+
+// checkHealth returns an unhealthyError, or why nothing answers.
+func (a *app) checkHealth(ctx context.Context) (s *statusReport, err error) {
+	endpoints, _, err := a.endpointList()
+	if err != nil {
+		return nil, err
+	}
+	err = a.with(ctx, func(ctx context.Context, c *client.Client) error {
+		if s, err = fetchStatus(ctx, c); err != nil {
+			return err
+		}
+		switch {
+		case s.Health != "healthy":
+			return unhealthyError{strings.Join(append([]string{s.headline()}, s.Problems...), "; ")}
+		case len(s.Nodes) < len(endpoints):
+			return unhealthyError{fmt.Sprintf("%s, but %s were named", s.headline(),
+				plural(len(endpoints), "endpoint"))}
+		}
+		return nil
+	})
+	return s, err
+}
+
+func (a *app) nodesCommand() *cobra.Command {
+	cmd := group(&cobra.Command{Use: "nodes", Short: "The nodes of the cluster"})
+	cmd.AddCommand(&cobra.Command{
+		Use:   "ls",
+		Short: "List the nodes",
+		Args:  exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				s, err := fetchStatus(ctx, c)
+				if err != nil {
+					return err
+				}
+				if a.isJSON() {
+					return a.json(s.Nodes)
+				}
+				return a.printNodes(s.Nodes)
+			})
+		},
+	})
+	return cmd
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version and the commit",
+		Args:  exactArgs(0),
+		RunE: func(*cobra.Command, []string) error {
+			v := struct {
+				Version string `json:"version"`
+				Commit  string `json:"commit"`
+				Go      string `json:"go"`
+			}{"(devel)", "unknown", runtime.Version()}
+			if info, ok := debug.ReadBuildInfo(); ok {
+				v.Version = orElse(info.Main.Version, v.Version)
+				for _, s := range info.Settings {
+					if s.Key == "vcs.revision" {
+						v.Commit = s.Value
+					}
+				}
+			}
+			if a.isJSON() {
+				return a.json(v)
+			}
+			_, err := fmt.Fprintf(a.stdout, "flotilla %s (%.12s) %s\n", v.Version, v.Commit, v.Go)
+			return err
+		},
+	}
+}
+
+func orElse(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}

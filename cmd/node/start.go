@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/server"
+)
+
+// flags are the flags of start before they become a server.Config.
+type flags struct {
+	cfg       server.Config
+	cluster   string
+	node      uint64
+	rangeSize size
+	maxValue  size
+	cache     size
+	reserve   size
+	logFormat string
+	logLevel  string
+}
+
+func startCommand() *cobra.Command {
+	f := &flags{}
+	cmd := &cobra.Command{
+		Use:   "start",
+		Short: "Start a node and serve until SIGTERM",
+		Long: "Start a node and serve until SIGTERM.\n\n" +
+			"The first node of a new cluster is started with --init, the others with --join. A\n" +
+			"node that has its identity needs neither: it finds the others from its records.\n" +
+			"Every flag can also be given in the environment: --max-value-size as\n" +
+			"FLOTILLA_MAX_VALUE_SIZE, and so on. A flag wins over the environment.",
+		Example: "  flotilla-node start --data d1 --listen 127.0.0.1:7001 --http 127.0.0.1:7081 --init\n" +
+			"  flotilla-node start --data d2 --listen 127.0.0.1:7002 --http 127.0.0.1:7082 " +
+			"--join 127.0.0.1:7001",
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := f.config(cmd.Flags(), cmd.ErrOrStderr())
+			if err != nil {
+				return usageError{err}
+			}
+			return serve(cmd.Context(), cfg, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	f.register(cmd.Flags())
+	return cmd
+}
+
+func (f *flags) register(fs *pflag.FlagSet) {
+	d := server.Config{}.WithDefaults()
+	f.rangeSize, f.maxValue = size(d.RangeSize), size(d.MaxValueBytes)
+	f.cache = size(d.CacheBytes)
+	c := &f.cfg
+	fs.SortFlags = false
+	fs.StringVar(&c.Data, "data", "", "directory of the store (required)")
+	fs.StringVar(&c.Listen, "listen", d.Listen, "host:port for clients and other nodes")
+	fs.StringVar(&c.Advertise, "advertise", "", "host:port that others are told (default: --listen)")
+	fs.StringVar(&c.HTTP, "http", d.HTTP, "host:port for metrics and health")
+	fs.BoolVar(&c.Init, "init", false, "create a new cluster if the directory is empty")
+	fs.StringSliceVar(&c.Join, "join", nil, "addresses of nodes of the cluster to join")
+	fs.StringVar(&f.cluster, "cluster", "", "cluster id that the directory must belong to")
+	fs.Uint64Var(&f.node, "node", 0, "node id that the directory must belong to")
+	fs.StringSliceVar(&c.Locality, "locality", nil, "where the node stands: region=eu,zone=a")
+	fs.Var(&f.rangeSize, "range-size", "size above which ranges are split")
+	fs.Var(&f.maxValue, "max-value-size", "largest value that is accepted")
+	fs.Var(&f.cache, "cache-size", "memory for cached blocks")
+	fs.Var(&f.reserve, "reserve", "disk space to keep free (0: the default, 512MiB)")
+	fs.IntVar(&c.ReplicationFactor, "replication", d.ReplicationFactor, "copies of every range")
+	fs.DurationVar(&c.GCWindow, "gc-window", d.GCWindow, "how long old versions are kept")
+	fs.DurationVar(&c.DrainTimeout, "drain-timeout", d.DrainTimeout,
+		"how long a stop hands leaders over")
+	fs.IntVar(&c.Shards, "shards", 0, "workers that drive raft groups (0: one per two cores)")
+	fs.IntVar(&c.ReadWorkers, "read-workers", d.ReadWorkers, "goroutines that run reads")
+	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
+	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+}
+
+// config returns the validated configuration; the error names every fault.
+func (f *flags) config(fs *pflag.FlagSet, logs io.Writer) (server.Config, error) {
+	var faults []string
+	fault := func(err error) {
+		if err != nil {
+			faults = append(faults, strings.Split(err.Error(), "\n")...)
+		}
+	}
+	fault(fromEnvironment(fs, os.LookupEnv))
+	c := f.cfg
+	c.RangeSize, c.MaxValueBytes = int64(f.rangeSize), int(f.maxValue)
+	c.CacheBytes, c.ReserveBytes = int64(f.cache), int64(f.reserve)
+	c.Node = ids.NodeID(f.node)
+	if f.cluster != "" {
+		id, err := strconv.ParseUint(f.cluster, 16, 64)
+		if err != nil || id == 0 {
+			fault(fmt.Errorf("--cluster %q is not a cluster id (16 hexadecimal digits)", f.cluster))
+		}
+		c.Cluster = id
+	}
+	logger, err := newLogger(logs, f.logFormat, f.logLevel)
+	fault(err)
+	c.Logger = logger
+	b := readBuild()
+	c.Version, c.Commit = b.version, b.commit
+	c = c.WithDefaults()
+	fault(c.Validate())
+	if len(faults) > 0 {
+		return c, fmt.Errorf("%s", strings.Join(faults, "; "))
+	}
+	return c, nil
+}
+
+func newLogger(w io.Writer, format, level string) (*slog.Logger, error) {
+	opts := &slog.HandlerOptions{}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level %q is not debug, info, warn or error", level)
+	}
+	opts.Level = l
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, opts)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, opts)), nil
+	}
+	return nil, fmt.Errorf("--log-format %q is not text or json", format)
+}
+
+// serve runs the node. The start block goes to out, what it waits for to talk.
+func serve(ctx context.Context, cfg server.Config, out, talk io.Writer) error {
+	var mu sync.Mutex
+	say := func(w io.Writer, text string) {
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Fprintln(w, text)
+	}
+	cfg.Notice = func(line string) { say(talk, line) }
+	cfg.Ready = func(i server.Info) { say(out, startBlock(i)) }
+	s, err := server.New(cfg)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := s.Run(ctx); err != nil {
+		return err
+	}
+	cfg.Logger.Info("stopped", "uptime", time.Since(began).Round(time.Second))
+	return nil
+}
+
+// startBlock is what a node prints when it serves.
+func startBlock(i server.Info) string {
+	state := fmt.Sprintf("%s; %d replicas, %d led", i.Origin, i.Replicas, i.Leaders)
+	nodes := strings.Join(i.Nodes, ",")
+	if nodes == "" {
+		nodes = i.Client
+	}
+	return fmt.Sprintf("node %v ready in %.1f s      flotilla %s (%s)\n"+
+		"  client     %-22s http    http://%s (metrics, health)\n"+
+		"  data       %-22s %s\n"+
+		"  cluster    %016x       nodes   %s",
+		i.Node, i.Took.Seconds(), i.Version, i.Commit,
+		i.Client, i.HTTP, i.Data, state, i.Cluster, nodes)
+}

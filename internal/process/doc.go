@@ -1,0 +1,5 @@
+// Package process holds the tests that run real processes: nodes built from
+// this tree, on loopback, broken by kill -9, SIGSTOP and proxies that cut
+// replies. A cluster's processes are stopped by their own ids when its test
+// ends; their logs are kept when it failed.
+package process

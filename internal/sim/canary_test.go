@@ -1,0 +1,41 @@
+//go:build canary
+
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"testing"
+
+	"github.com/flotilla-kv/flotilla/internal/canary"
+)
+
+var canarySeeds = flag.Int("sim.canary-seeds", 60, "within how many seeds a planted bug is caught")
+
+// TestPlantedBugsAreCaught plants one known bug after the other and demands
+// that the ordinary checks find each within a bounded number of seeds.
+// `go test -tags canary ./internal/sim -run TestPlantedBugsAreCaught`
+func TestPlantedBugsAreCaught(t *testing.T) {
+	for _, bug := range []canary.Bug{
+		canary.SkipSync, canary.ResponsePastSync, canary.AppliedApart, canary.RetryTwice,
+		canary.NoTombstone, canary.SplitNotAtomic, canary.StaleReadIndex, canary.NoLatchWait,
+		canary.SkipBoundsRecheck, canary.ForeignTerm,
+	} {
+		t.Run(string(bug), func(t *testing.T) {
+			canary.Plant(bug)
+			defer canary.Plant("")
+			for seed := uint64(1); seed <= uint64(*canarySeeds); seed++ {
+				var err error
+				t.Run(fmt.Sprint(seed), func(t *testing.T) {
+					err = runSeed(t, Derive(seed)).Err
+				})
+				if err != nil {
+					text := err.Error()
+					t.Logf("caught by seed %d: %.400s", seed, text)
+					return
+				}
+			}
+			t.Errorf("%s was not caught within %d seeds", bug, *canarySeeds)
+		})
+	}
+}

@@ -1,0 +1,277 @@
+package sim
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
+)
+
+// nemesis breaks things, now and then, until the safety phase ends.
+func (s *Sim) nemesis() {
+	if s.quiet {
+		return
+	}
+	s.loop.after(between(s.nemesisRand, 0, 2*s.options.FaultEvery), func() {
+		if !s.quiet {
+			s.fault()
+		}
+		s.nemesis()
+	})
+}
+
+func (s *Sim) machine() *node { return s.machines[s.nemesisRand.IntN(len(s.machines))] }
+
+func (s *Sim) fault() {
+	switch p := s.nemesisRand.IntN(100); {
+	case p < 16:
+		s.crashOne()
+	case p < 26:
+		s.isolateOne()
+	case p < 34:
+		s.cutOneWay()
+	case p < 42:
+		s.pauseOne()
+	case p < 50:
+		s.slowDisk()
+	case p < 56:
+		s.stepClock()
+	case p < 72:
+		s.splitOne()
+	case p < 84:
+		s.orderOne(metapb.OrderKind_ORDER_KIND_TRANSFER_LEADER)
+	case p < 92:
+		s.orderOne(metapb.OrderKind_ORDER_KIND_ADD_LEARNER)
+	default:
+		s.changeOne()
+	}
+}
+
+// down counts machines whose process is gone or cut off, so that faults leave a
+// majority most of the time; now and then they do not, and all may be dead.
+func (s *Sim) down() int {
+	down := 0
+	for _, n := range s.machines {
+		if !n.alive || n.paused || n.isolated {
+			down++
+		}
+	}
+	return down
+}
+
+func (s *Sim) mayBreakOneMore() bool {
+	return s.down() < (len(s.machines)-1)/2 || chance(s.nemesisRand, 0.15)
+}
+
+func (s *Sim) crashOne() {
+	n := s.machine()
+	if !n.alive || !s.mayBreakOneMore() {
+		return
+	}
+	s.count("crashes")
+	s.loop.tracef("crash %s", n.id)
+	n.crash()
+	s.loop.after(between(s.nemesisRand, 50*time.Millisecond, 5*time.Second), func() { s.restart(n) })
+}
+
+func (s *Sim) restart(n *node) {
+	if n.alive {
+		return
+	}
+	s.loop.tracef("restart %s", n.id)
+	s.checker.forget(n.id)
+	if err := n.boot(); err != nil {
+		s.fail("restart %s: %v", n.id, err)
+	}
+}
+
+func (s *Sim) isolateOne() {
+	n := s.machine()
+	if n.isolated || !s.mayBreakOneMore() {
+		return
+	}
+	s.count("partitions")
+	s.loop.tracef("isolate %s", n.id)
+	n.isolated = true
+	s.cut(n, true)
+	s.loop.after(between(s.nemesisRand, 200*time.Millisecond, 6*time.Second), func() {
+		n.isolated = false
+		s.cut(n, false)
+		s.loop.tracef("rejoin %s", n.id)
+	})
+}
+
+func (s *Sim) cut(n *node, on bool) {
+	for _, m := range s.machines {
+		if m != n {
+			s.net.link(n.id, m.id).cut = on
+			s.net.link(m.id, n.id).cut = on
+		}
+	}
+}
+
+func (s *Sim) cutOneWay() {
+	a, b := s.machine(), s.machine()
+	if a == b {
+		return
+	}
+	s.count("one_way_cuts")
+	s.loop.tracef("cut %s to %s", a.id, b.id)
+	l := s.net.link(a.id, b.id)
+	l.cut = true
+	s.loop.after(between(s.nemesisRand, 200*time.Millisecond, 5*time.Second), func() { l.cut = false })
+}
+
+func (s *Sim) pauseOne() {
+	n := s.machine()
+	if !n.alive || n.paused || !s.mayBreakOneMore() {
+		return
+	}
+	s.count("pauses")
+	s.loop.tracef("pause %s", n.id)
+	n.pause()
+	incarnation := n.incarnation
+	s.loop.after(between(s.nemesisRand, 100*time.Millisecond, 5*time.Second), func() {
+		if n.incarnation == incarnation {
+			s.loop.tracef("resume %s", n.id)
+			n.resume()
+		}
+	})
+}
+
+func (s *Sim) slowDisk() {
+	n := s.machine()
+	usual := n.disk
+	if n.stalled || usual > s.options.Disk {
+		return
+	}
+	if chance(s.nemesisRand, 0.5) {
+		s.count("disk_stalls")
+		n.stalled = true
+	} else {
+		s.count("slow_disks")
+		n.disk *= 50
+	}
+	s.loop.tracef("disk of %s: stalled %v, sync takes %s", n.id, n.stalled, n.disk)
+	s.loop.after(between(s.nemesisRand, 100*time.Millisecond, 4*time.Second), func() {
+		n.stalled, n.disk = false, usual
+		n.wake()
+	})
+}
+
+func (s *Sim) stepClock() {
+	n := s.machine()
+	s.count("clock_steps")
+	n.physical.offset += s.clockRand.Int64N(1200) - 600
+	s.loop.tracef("clock of %s is off by %d ms", n.id, n.physical.offset)
+}
+
+// leaderOf finds a live node that leads a range drawn at random.
+func (s *Sim) leaderOf() (*node, *metapb.RangeFact) {
+	var nodes []*node
+	var facts []*metapb.RangeFact
+	for _, n := range s.machines {
+		if n.alive && !n.paused && n.table != nil {
+			for _, f := range n.table.Facts() {
+				nodes, facts = append(nodes, n), append(facts, f)
+			}
+		}
+	}
+	if len(facts) == 0 {
+		return nil, nil
+	}
+	i := s.nemesisRand.IntN(len(facts))
+	return nodes[i], facts[i]
+}
+
+func (s *Sim) splitOne() {
+	n, f := s.leaderOf()
+	if n == nil || f.Descriptor_.RangeId == 1 || s.splits >= s.options.MaxSplits {
+		return
+	}
+	prefix := [...]string{"k/", "p/", "s/", "n/"}[s.nemesisRand.IntN(4)]
+	key := userKey("%s%x", prefix, s.nemesisRand.IntN(16))
+	n.run(func() {
+		n.table.Split(ids.RangeID(f.Descriptor_.RangeId), key,
+			func(left, right *metapb.RangeDescriptor, err error) {
+				s.loop.tracef("%s split r%d at %q: %v", n.id, f.Descriptor_.RangeId, key, err)
+				if err == nil {
+					s.splits++
+					s.count("splits")
+				}
+			})
+	})
+}
+
+// orderOne gives a random order of one kind, as placement would.
+func (s *Sim) orderOne(kind metapb.OrderKind) {
+	n, f := s.leaderOf()
+	if n == nil {
+		return
+	}
+	target := s.machine().id
+	if kind == metapb.OrderKind_ORDER_KIND_ADD_LEARNER && chance(s.nemesisRand, 0.5) {
+		return // otherwise most ranges have copies everywhere
+	}
+	o := &metapb.Order{
+		RangeId: f.Descriptor_.RangeId, Generation: f.Descriptor_.Generation,
+		Kind: kind, NodeId: uint64(target), Reason: "nemesis",
+	}
+	for _, r := range f.Descriptor_.Replicas {
+		if ids.NodeID(r.NodeId) == target {
+			o.ReplicaId = r.ReplicaId
+		}
+	}
+	n.run(func() { s.order(n, o) })
+}
+
+// changeOne promotes, demotes or removes a replica at random.
+func (s *Sim) changeOne() {
+	n, f := s.leaderOf()
+	if n == nil {
+		return
+	}
+	r := f.Descriptor_.Replicas[s.nemesisRand.IntN(len(f.Descriptor_.Replicas))]
+	o := &metapb.Order{
+		RangeId: f.Descriptor_.RangeId, Generation: f.Descriptor_.Generation,
+		NodeId: r.NodeId, ReplicaId: r.ReplicaId, Reason: "nemesis",
+		Kind: metapb.OrderKind_ORDER_KIND_DEMOTE,
+	}
+	if r.Role == metapb.ReplicaRole_REPLICA_ROLE_LEARNER {
+		o.Kind = metapb.OrderKind_ORDER_KIND_REMOVE_LEARNER
+		if chance(s.nemesisRand, 0.5) {
+			o.Kind = metapb.OrderKind_ORDER_KIND_PROMOTE
+		}
+	}
+	n.run(func() { s.order(n, o) })
+}
+
+// heal ends every fault.
+func (s *Sim) heal() {
+	s.loop.tracef("heal")
+	for _, l := range s.net.links {
+		l.cut = false
+	}
+	s.net.profile.loss, s.net.profile.duplicate, s.net.profile.reorder = 0, 0, false
+	s.clientLoss = 0
+	for _, n := range s.machines {
+		n.stalled, n.disk, n.isolated = false, s.options.Disk, false
+		n.physical.offset = 0
+		switch {
+		case !n.alive:
+			s.restart(n)
+		case n.paused:
+			n.resume()
+		default:
+			n.wake()
+		}
+	}
+}
+
+func newDisk() *vfs.MemFS { return vfs.NewCrashableMem() }
+
+// name is how a node appears in messages.
+func (n *node) String() string { return fmt.Sprint(n.id) }

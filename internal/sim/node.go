@@ -1,0 +1,299 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/flotilla-kv/flotilla/internal/hlc"
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/multiraft"
+	"github.com/flotilla-kv/flotilla/placement"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
+	"github.com/flotilla-kv/flotilla/ranges"
+	"github.com/flotilla-kv/flotilla/store"
+)
+
+// Timing of a node's loops, in its own time.
+const (
+	tickInterval     = 100 * time.Millisecond
+	boundWindow      = 3 * time.Second
+	boundInterval    = time.Second
+	reportInterval   = 150 * time.Millisecond
+	driverInterval   = 250 * time.Millisecond
+	maintainInterval = time.Second
+	maxAhead         = 20 * time.Second // tolerated lead of a remote clock
+)
+
+// node is one simulated machine: its disk and clock outlive its processes.
+type node struct {
+	sim      *Sim
+	id       ids.NodeID // the machine's number, and the node id it is to get
+	physical *clock
+	fs       *vfs.MemFS
+	rand     *rand.Rand
+
+	alive       bool
+	paused      bool
+	deferred    []func() // what happened to a paused process
+	incarnation int
+	disk        time.Duration // latency of a sync
+	stalled     bool          // no sync ends
+	isolated    bool          // all its links are cut
+
+	// One process; made anew by boot.
+	store   *store.Store
+	clock   *hlc.Hybrid
+	host    *multiraft.Host
+	table   *ranges.Table
+	driver  *placement.Driver
+	control control
+	polling []bool // a pass of the shard is scheduled
+	syncing []bool // the end of a sync of the shard is scheduled
+	reads   []func()
+}
+
+// run executes f as part of the node's present process, later if it is paused.
+func (n *node) run(f func()) {
+	if !n.alive {
+		return
+	}
+	if n.paused {
+		n.deferred = append(n.deferred, f)
+		return
+	}
+	f()
+	n.wake()
+}
+
+// after schedules f in the node's present process; it is lost with it.
+func (n *node) after(d time.Duration, f func()) {
+	incarnation := n.incarnation
+	n.sim.loop.after(d, func() {
+		if n.incarnation == incarnation {
+			n.run(f)
+		}
+	})
+}
+
+// every repeats f while the process lives.
+func (n *node) every(d time.Duration, f func()) {
+	var again func()
+	again = func() {
+		n.after(time.Duration(float64(d)/n.physical.rate), func() {
+			f()
+			again()
+		})
+	}
+	again()
+}
+
+// wake schedules passes and sync completions for shards that have work.
+func (n *node) wake() {
+	if !n.alive || n.host == nil {
+		return
+	}
+	for shard := range n.polling {
+		work, syncs := n.host.PendingWork(shard)
+		if work && !n.polling[shard] {
+			n.polling[shard] = true
+			n.after(between(n.rand, time.Microsecond, 200*time.Microsecond), func() {
+				n.polling[shard] = false
+				n.host.Poll(shard)
+			})
+		}
+		if syncs > 0 && !n.syncing[shard] && !n.stalled {
+			n.syncing[shard] = true
+			n.after(n.syncLatency(), func() {
+				n.syncing[shard] = false
+				if !n.stalled {
+					n.host.CompleteSync(shard)
+				}
+			})
+		}
+	}
+}
+
+func (n *node) syncLatency() time.Duration {
+	d := n.disk
+	if chance(n.rand, 0.02) {
+		d *= 20
+	}
+	return between(n.rand, d/2, d*2)
+}
+
+// boot starts a process on the node's disk.
+func (n *node) boot() error {
+	n.incarnation++
+	s, err := store.Open(store.Options{
+		Dir: "store", FS: n.fs, Create: true, Simulated: true,
+		CacheBytes: 8 << 20, EntryCacheBytes: 1 << 20,
+		SnapshotInMemoryBytes: n.sim.options.SnapshotInMemoryBytes,
+		Logger:                n.sim.logger(n.id), Random: n.rand.Uint64,
+		Fatal: func(m string) { panic("fatal: " + m) },
+	})
+	if err != nil {
+		return fmt.Errorf("open store of %s: %w", n.id, err)
+	}
+	n.store = s
+	record := s.Identity().Record()
+	n.alive, n.paused, n.deferred, n.reads = true, false, nil, nil
+	start := max(hlc.New(n.physical.Wall(), 0), record.Bound)
+	n.clock = hlc.NewHybrid(n.physical, start, maxAhead)
+	if err := n.extendBound(); err != nil {
+		return err
+	}
+	if record.Node == 0 && n.id == 1 {
+		if err := n.bootstrap(); err != nil {
+			return err
+		}
+		record = s.Identity().Record()
+	}
+	n.control = control{n: n}
+	if record.Node == 0 {
+		n.control.join()
+		return nil
+	}
+	return n.serve()
+}
+
+func (n *node) bootstrap() error {
+	if err := ranges.Bootstrap(n.store, n.id); err != nil {
+		return fmt.Errorf("bootstrap: %w", err)
+	}
+	return n.store.Identity().Join(n.sim.options.Seed|1, n.id)
+}
+
+// serve starts what needs a node id.
+func (n *node) serve() error {
+	logger := n.sim.logger(n.id)
+	table, err := ranges.New(ranges.Config{
+		Node: n.id, Store: n.store, Clock: n.clock, Physical: n.physical,
+		RangeSize: n.sim.options.RangeSize, GCWindow: 5 * time.Second, Logger: logger,
+		Execute:     n.execute,
+		NextRangeID: n.control.nextRangeID,
+		OnFact:      n.control.fact,
+	})
+	if err != nil {
+		return fmt.Errorf("make table: %w", err)
+	}
+	n.host, err = multiraft.NewHost(multiraft.Config{
+		Node: n.id, Store: n.store, Clock: n.clock, Transport: &nodeTransport{n},
+		Shards: 2, TickInterval: tickInterval, Logger: logger,
+		Gone: table.Gone, OnGone: table.OnGone,
+		Background: func(job func()) {
+			n.after(between(n.rand, n.disk, 10*n.disk), job)
+		},
+		TruncateEntries: 16, MaxLogBytes: n.sim.options.MaxLogBytes,
+	})
+	if err != nil {
+		return fmt.Errorf("make host: %w", err)
+	}
+	n.table = table
+	n.polling = make([]bool, n.host.Shards())
+	n.syncing = make([]bool, n.host.Shards())
+	if err := table.Start(n.host); err != nil {
+		return fmt.Errorf("start table: %w", err)
+	}
+	n.driver = placement.NewDriver(placement.Config{
+		Self: n.id, ClusterID: n.sim.options.Seed | 1, KV: &systemKV{n: n},
+		DeadAfter: time.Minute, Logger: logger,
+	})
+	n.loops()
+	n.wake()
+	return nil
+}
+
+func (n *node) loops() {
+	n.every(tickInterval, n.host.Tick)
+	n.every(boundInterval, func() {
+		if err := n.extendBound(); err != nil {
+			n.sim.fail("extend bound of %s: %v", n.id, err)
+		}
+	})
+	n.every(maintainInterval, n.table.Maintain)
+	n.every(reportInterval, n.control.report)
+	n.every(driverInterval, func() {
+		now := n.physical.Monotonic()
+		n.driver.SetActive(n.table.Leads(1), now)
+		n.driver.Step(now)
+	})
+	n.control.started()
+}
+
+func (n *node) extendBound() error {
+	bound, due := n.clock.NextBound(boundWindow)
+	if !due || n.stalled {
+		return nil
+	}
+	if err := n.store.Identity().ExtendBound(bound); err != nil {
+		return err
+	}
+	n.clock.SetBound(bound)
+	return nil
+}
+
+// execute queues a read job; jobs of one moment run in order, a little later.
+func (n *node) execute(job func()) {
+	n.after(between(n.rand, 0, 300*time.Microsecond), job)
+}
+
+// receiveSnapshot is the receiving end of a snapshot stream.
+func (n *node) receiveSnapshot(h *metapb.SnapshotHeader, chunks [][]byte, done func(error)) {
+	if n.table == nil {
+		done(errLink)
+		return
+	}
+	_ = n.clock.Update(hlc.Timestamp(h.Stamp))
+	a, err := n.table.AdmitSnapshot(h)
+	if err != nil {
+		n.sim.count("snapshots_refused")
+		done(err)
+		return
+	}
+	for _, c := range chunks {
+		if err = a.Incoming.Add(c); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = a.Incoming.Finish()
+	}
+	if err != nil {
+		a.Abandon()
+		done(err)
+		return
+	}
+	a.Deliver(func(err error) {
+		if err == nil {
+			n.sim.count("snapshots_installed")
+		}
+		done(err)
+	})
+}
+
+// crash ends the process and loses what the disk had not synced.
+func (n *node) crash() {
+	n.alive = false
+	n.incarnation++
+	after := n.fs.CrashClone(vfs.CrashCloneCfg{})
+	n.sim.abandon(n.store)
+	n.fs, n.store, n.host, n.table, n.driver = after, nil, nil, nil, nil
+	n.sim.lostNode(n.id)
+}
+
+// pause stops the process as SIGSTOP does; resume lets it go on with all that
+// happened meanwhile.
+func (n *node) pause() { n.paused = true }
+
+func (n *node) resume() {
+	n.paused = false
+	waiting := n.deferred
+	n.deferred = nil
+	for _, f := range waiting {
+		n.after(0, f)
+	}
+	n.wake()
+}

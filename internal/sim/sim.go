@@ -1,0 +1,318 @@
+package sim
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"runtime/debug"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/flotilla-kv/flotilla/internal/hlc"
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/proto/kv"
+	"github.com/flotilla-kv/flotilla/store"
+)
+
+// Options shape a run. Derive makes them from a seed.
+type Options struct {
+	Seed                  uint64
+	Nodes                 int
+	Clients               int
+	Duration              time.Duration // of the safety phase, virtual
+	Think                 time.Duration // longest pause between a client's calls
+	FaultEvery            time.Duration // mean time between faults
+	Disk                  time.Duration // usual latency of a sync
+	RangeSize             int64
+	BulkBytes             int
+	MaxSplits             int
+	MaxLogBytes           int64
+	SnapshotInMemoryBytes int64
+	Trace                 io.Writer // nil: no trace in words
+	Logs                  bool      // nodes' logs go to the trace
+}
+
+// Derive draws a run's options from its seed.
+func Derive(seed uint64) Options {
+	r := stream(seed, concernNode+1)
+	o := Options{
+		Seed: seed, Nodes: 3 + r.IntN(3), Clients: 3 + r.IntN(4),
+		Duration: 60 * time.Second, Think: between(r, 20, 400) * time.Millisecond,
+		FaultEvery: between(r, 300, 2500) * time.Millisecond,
+		Disk:       between(r, 50, 1000) * time.Microsecond,
+		RangeSize:  32<<10 + r.Int64N(128<<10), BulkBytes: 1 << (6 + r.IntN(6)),
+		MaxSplits: 4 + r.IntN(12), MaxLogBytes: 16<<10 + r.Int64N(256<<10),
+		SnapshotInMemoryBytes: 100 << 10,
+	}
+	if chance(r, 0.3) {
+		o.SnapshotInMemoryBytes = 1
+	}
+	return o
+}
+
+// Result is what a run came to.
+type Result struct {
+	Seed     uint64
+	Err      error
+	Hash     uint64 // of the trace: equal for equal seeds
+	Counters map[string]int
+	Steps    uint64
+}
+
+// Sim is one run.
+type Sim struct {
+	options  Options
+	loop     *loop
+	net      *network
+	machines []*node // in order of id
+	nodes    map[ids.NodeID]*node
+	clients  []*client
+	workers  []*worker
+	checker  *checker
+	history  *history
+	counters map[string]int
+	counted  [counters]struct{ sure, unknown int }
+	quiet    bool // no new operations, no new faults
+	splits   int
+	restAt   time.Duration // next look at whether all is at rest
+	err      error
+	closing  []*store.Store
+
+	clientLoss  float64
+	nemesisRand *rand.Rand
+	clockRand   *rand.Rand
+	clientRand  *rand.Rand
+	workload    *rand.Rand
+}
+
+// Run runs one seed to its end. The caller pins crypto/rand.
+func Run(o Options) (result Result) {
+	s := newSim(o)
+	defer func() {
+		if p := recover(); p != nil {
+			s.fail("panic at %s: %v\n%s", s.loop.now, p, debug.Stack())
+		}
+		s.closeStores()
+		result = Result{
+			Seed: o.Seed, Err: s.err, Hash: s.loop.hash, Counters: s.counters, Steps: s.loop.steps,
+		}
+	}()
+	s.run()
+	return result
+}
+
+func newSim(o Options) *Sim {
+	s := &Sim{
+		options: o, loop: &loop{trace: o.Trace}, nodes: map[ids.NodeID]*node{},
+		history: newHistory(), counters: map[string]int{},
+		nemesisRand: stream(o.Seed, concernNemesis), clockRand: stream(o.Seed, concernClock),
+		clientRand: stream(o.Seed, concernClient), workload: stream(o.Seed, concernWorkload),
+	}
+	s.checker = newChecker(s)
+	r := stream(o.Seed, concernNetwork)
+	s.net = &network{sim: s, rand: r, links: map[[2]ids.NodeID]*link{}, profile: profile{
+		min: 200 * time.Microsecond, max: between(r, 1, 12) * time.Millisecond,
+	}}
+	s.clientLoss = r.Float64() * 0.03
+	switch r.IntN(3) {
+	case 0:
+		s.net.profile.loss = r.Float64() * 0.02
+	case 1:
+		s.net.profile.loss = r.Float64() * 0.02
+		s.net.profile.duplicate, s.net.profile.reorder = r.Float64()*0.1, true
+	}
+	for i := 1; i <= o.Nodes; i++ {
+		n := &node{
+			sim: s, id: ids.NodeID(i), physical: newClock(s.loop, s.clockRand),
+			fs: newDisk(), rand: stream(o.Seed, concernDisk+uint64(i)<<8), disk: o.Disk,
+		}
+		s.machines = append(s.machines, n)
+		s.nodes[n.id] = n
+	}
+	for i := range o.Clients {
+		c := newClient(s, i)
+		s.clients = append(s.clients, c)
+		s.workers = append(s.workers, &worker{c: c, s: s, insertsDone: map[int]bool{}})
+	}
+	return s
+}
+
+// run is the story of a run: boot, safety phase, heal, progress, final checks.
+func (s *Sim) run() {
+	if !s.assemble() {
+		return
+	}
+	for _, w := range s.workers {
+		w.next()
+	}
+	s.nemesis()
+	s.watch()
+	end := s.loop.now + s.options.Duration
+	s.until(end, func() bool { return false })
+	if s.err != nil {
+		return
+	}
+	s.quiet = true
+	s.heal()
+	if !s.until(s.loop.now+60*time.Second, s.rested) {
+		s.fail("no rest within a minute of healing:\n%s", s.describe())
+		return
+	}
+	s.finish()
+}
+
+// assemble boots the machines one after the other, so that each gets its number.
+func (s *Sim) assemble() bool {
+	for _, n := range s.machines {
+		if err := n.boot(); err != nil {
+			s.fail("boot: %v", err)
+			return false
+		}
+		if !s.until(s.loop.now+30*time.Second, func() bool { return n.table != nil }) {
+			s.fail("%s did not join within 30 s", n.id)
+			return false
+		}
+	}
+	voters := min(len(s.machines), 3)
+	return s.until(s.loop.now+60*time.Second, func() bool { return s.replicated(voters) }) ||
+		s.failed("ranges did not reach %d voters within a minute:\n%s", voters, s.describe())
+}
+
+func (s *Sim) replicated(voters int) bool {
+	seen := 0
+	for _, n := range s.machines {
+		for _, f := range n.table.Facts() {
+			seen++
+			if len(f.Descriptor_.Replicas) < voters {
+				return false
+			}
+			for _, r := range f.Descriptor_.Replicas {
+				if r.Role != 0 {
+					return false
+				}
+			}
+		}
+	}
+	return seen >= 2
+}
+
+// until runs events until the condition holds; false at the limit or on failure.
+func (s *Sim) until(limit time.Duration, done func() bool) bool {
+	for s.err == nil {
+		for range 64 {
+			if !s.loop.step(limit) {
+				return s.err == nil && done()
+			}
+			if s.err != nil {
+				return false
+			}
+		}
+		if done() {
+			return true
+		}
+	}
+	return false
+}
+
+// watch checks the stores' states now and then.
+func (s *Sim) watch() {
+	s.loop.after(200*time.Millisecond, func() {
+		s.checker.states()
+		s.watch()
+	})
+}
+
+func (s *Sim) fail(format string, args ...any) {
+	if s.err == nil {
+		s.err = fmt.Errorf("at %s: "+format, append([]any{s.loop.now}, args...)...)
+	}
+}
+
+func (s *Sim) failed(format string, args ...any) bool {
+	s.fail(format, args...)
+	return false
+}
+
+func (s *Sim) count(name string) { s.counters[name]++ }
+
+// abandon keeps a dead process's store until the run ends, when it is closed.
+func (s *Sim) abandon(st *store.Store) { s.closing = append(s.closing, st) }
+
+func (s *Sim) closeStores() {
+	for _, n := range s.machines {
+		if n.store != nil {
+			s.closing = append(s.closing, n.store)
+		}
+	}
+	for _, st := range s.closing {
+		func() {
+			defer func() { _ = recover() }() // Pebble objects to iterators of a dead process
+			_ = st.Close()
+		}()
+	}
+}
+
+func (s *Sim) logger(n ids.NodeID) *slog.Logger {
+	if !s.options.Logs || s.options.Trace == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(s.options.Trace, nil)).With("node", uint64(n))
+}
+
+// describe tells the state of the cluster in words, for failures.
+func (s *Sim) describe() string {
+	var b strings.Builder
+	for _, n := range s.machines {
+		fmt.Fprintf(&b, "%s alive=%v paused=%v clock=%s\n", n.id, n.alive, n.paused, stamp(n.clock))
+		if !n.alive || n.store == nil {
+			continue
+		}
+		replicas, _ := n.store.State().Replicas()
+		for _, r := range replicas {
+			_, leader, _ := pick(n, r.Descriptor.Start)
+			fmt.Fprintf(&b, "  r%d replica %d index %d leader %d %s\n", r.Descriptor.RangeId,
+				r.Replica, r.Applied.Index, leader, describe(r.Descriptor))
+		}
+	}
+	for _, w := range s.workers {
+		fmt.Fprintf(&b, "client %d open=%v\n", w.c.id, w.open)
+	}
+	return b.String()
+}
+
+func pick(n *node, key []byte) (ids.RangeID, ids.NodeID, bool) {
+	if n.table == nil {
+		return 0, 0, false
+	}
+	d, leader, ok := n.table.Route(key)
+	if !ok {
+		return 0, 0, false
+	}
+	return ids.RangeID(d.RangeId), leader, true
+}
+
+func stamp(c *hlc.Hybrid) string {
+	if c == nil {
+		return "-"
+	}
+	return fmt.Sprint(c.Peek().Wall() - epoch)
+}
+
+// Summary prints counters in order.
+func Summary(counters map[string]int) string {
+	names := make([]string, 0, len(counters))
+	for n := range counters {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	var b strings.Builder
+	for _, n := range names {
+		fmt.Fprintf(&b, "  %-32s %d\n", n, counters[n])
+	}
+	return b.String()
+}
+
+// userEnd is the end of users' keys.
+func userEnd() []byte { return []byte{kv.EndPrefix} }

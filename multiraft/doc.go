@@ -1,0 +1,71 @@
+// Package multiraft makes many groups agree. It knows no key.
+//
+// # Purpose
+//
+// A Host drives every raft group of a node. A group belongs to the shard with
+// number id modulo W; a shard has an inbox and a list of groups with work. One
+// function advances raft: Host.Poll. A pass takes the inbox, steps messages
+// and runs tasks, ticks, flushes the state machines, and then, for all groups
+// with work at once: collects their Readys, sends what may leave before the
+// sync, writes all log entries and hard states in one batch whose sync runs
+// beside the next passes, and applies what is committed in one unsynced batch.
+// Production calls Poll from a worker for each shard; the simulator calls the
+// same function from its loop.
+//
+// # Goroutines
+//
+// Everything of a group but Group.Enqueue belongs to the goroutine that polls
+// its shard: the RawNode, the log, the StateMachine. AddGroup, RemoveGroup,
+// Receive, Unreachable, DeliverSnapshot, Tick and Enqueue may be called from
+// anywhere, a shard included: they put an item into an inbox and return.
+// CompleteSync is called by one goroutine for each shard, the waiter.
+//
+// # Invariants
+//
+//   - A response of a MsgStorageAppend (an acknowledgement or a vote, to others
+//     or to this node) is delivered only when all that the shard wrote before it
+//     is durable, and the responses of a shard are delivered in order. The
+//     queue of syncs in flight is therefore first in, first out, and an append
+//     that carries nothing but responses stands in that queue too: sent at
+//     once it would acknowledge entries that are not on disk yet.
+//   - A change of term, leader or role reaches the StateMachine before any
+//     message of the Ready that made it leaves (Group.publish).
+//   - A proposal enters the log in the term that the StateMachine knows, or not
+//     at all (Group.Propose compares with the RawNode's own state).
+//   - A read waiter is confirmed by a ReadIndex that was issued after it came,
+//     and only by a leader that has applied an entry of its own term. The
+//     second half matters for a group with one voter: the library answers there
+//     from its commit index, which a restart may have set back, since a hard
+//     state in which only the commit index moved is not written.
+//   - The log is cut at or below the applied index, in the batch that holds
+//     that applied index or a later one; since one WAL holds both, no crash
+//     keeps the cut and loses the state (truncate.go).
+//   - While a snapshot is installed no append and no apply of its group runs.
+//   - No map iteration and no clock influences what happens: the same inputs in
+//     the same order give the same passes.
+//
+// # Bounds
+//
+// They are named in budget.go, with what happens when they are reached.
+//
+// # Rejected
+//
+//   - A goroutine or a raft.Node per group: it costs memory and a channel per
+//     message, and no two groups could share a sync.
+//   - Waiting for the sync inside the pass: a slow disk would stop heartbeats.
+//   - Stopping the shard when too many syncs are in flight, for the same
+//     reason. Writes then go to the log unsynced, their responses wait, and one
+//     later sync covers all of them; only when too much is owed this way are
+//     proposals refused and appends dropped (logwrite.go).
+//   - Letting the library batch ReadIndex requests: one request for all waiters
+//     of a group in a pass costs one heartbeat round.
+//   - Replicating the truncated index as an entry: it costs a proposal for
+//     every cut. A leader tells the safe index with its messages, every
+//     replica cuts on its own.
+//
+// # Place of the leases to come
+//
+// Group.publish is the one place where a leader's status is published before
+// its messages leave, Group.mayVote the one where votes are filtered, and
+// Group.needsTick the one that says whether a group is ticked.
+package multiraft

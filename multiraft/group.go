@@ -1,0 +1,333 @@
+package multiraft
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/store"
+)
+
+// Group is one raft group on this node. Only Enqueue may be called from any
+// goroutine; the other methods are for the group's shard, that is for tasks and
+// for the StateMachine.
+type Group struct {
+	host    *Host
+	shard   *shard
+	cfg     GroupConfig
+	stopped atomic.Bool // RemoveGroup was called, or the host stopped
+
+	rn          *raft.RawNode // nil: not loaded
+	log         *store.GroupLog
+	status      Status
+	term, vote  uint64 // of the hard state as written last
+	applied     ids.Index
+	appliedTerm uint64
+	conf        *raftpb.ConfState
+	peers       []peer // by replica id
+	reads       reads
+	cut         truncation
+	sending     []sending
+	incoming    *incoming
+
+	queued   bool // on the shard's list of work
+	ranTasks bool
+	detached bool // no longer on the shard
+}
+
+// A peer is another replica and where it lives.
+type peer struct {
+	replica ids.ReplicaID
+	node    ids.NodeID
+	learner bool
+	learned bool   // known from its messages only
+	seen    uint64 // the shard's tick when it was last heard
+}
+
+// storage is what raft sees of the log: a commit index that only moved is not
+// written, so the stored one may lie below what is applied.
+type storage struct {
+	*store.GroupLog
+	hard *raftpb.HardState
+	conf *raftpb.ConfState
+}
+
+// InitialState returns the hard state with its commit index raised.
+func (st storage) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) {
+	return st.hard, st.conf, nil
+}
+
+// live says whether raft may be called.
+func (g *Group) live() bool { return g.rn != nil && !g.status.Halted && !g.detached }
+
+// needsTick says whether the group is ticked. All are, until node support takes
+// over; a pending transfer, a pending ReadIndex and an unreachable follower
+// always need ticks (the library repairs and aborts only then).
+func (g *Group) needsTick() bool { return true }
+
+// load makes the RawNode. What cannot be loaded is halted: the node goes on.
+func (g *Group) load() {
+	g.conf = g.cfg.Conf
+	if g.conf == nil {
+		g.conf = &raftpb.ConfState{}
+	}
+	g.applied = g.cfg.Applied
+	g.SetPeers(g.cfg.Peers)
+	if err := g.loadRaft(); err != nil {
+		g.halt("load", err)
+		return
+	}
+	g.cfg.Machine.Changed(g.Status())
+}
+
+func (g *Group) loadRaft() error {
+	log, err := g.host.cfg.Store.Log().Group(g.cfg.Range)
+	if err != nil {
+		return fmt.Errorf("load raft log: %w", err)
+	}
+	g.log = log
+	log.SetConfState(g.conf)
+	log.OnSnapshot(g.snapshotMetadata)
+	hs, _, err := log.InitialState()
+	if err != nil {
+		return fmt.Errorf("load hard state: %w", err)
+	}
+	last, err := log.LastIndex()
+	if err != nil {
+		return fmt.Errorf("load last index: %w", err)
+	}
+	commit := max(hs.GetCommit(), uint64(g.applied))
+	if commit > last {
+		return fmt.Errorf("raft log ends at %d, but %d is committed: entries were lost",
+			last, commit)
+	}
+	if g.applied > 0 {
+		if g.appliedTerm, err = log.Term(uint64(g.applied)); err != nil {
+			return fmt.Errorf("load term of applied index %d: %w", g.applied, err)
+		}
+	}
+	g.term, g.vote = hs.GetTerm(), hs.GetVote()
+	var hard *raftpb.HardState
+	if g.term != 0 || g.vote != 0 || commit != 0 {
+		hard = &raftpb.HardState{Term: new(g.term), Vote: new(g.vote), Commit: new(commit)}
+	}
+	cfg := &g.host.cfg
+	g.rn, err = raft.NewRawNode(&raft.Config{
+		ID:                        uint64(g.cfg.Replica),
+		ElectionTick:              cfg.ElectionTicks,
+		HeartbeatTick:             cfg.HeartbeatTicks,
+		Storage:                   storage{GroupLog: log, hard: hard, conf: g.conf},
+		Applied:                   uint64(g.applied),
+		AsyncStorageWrites:        true,
+		MaxSizePerMsg:             cfg.MaxEntryBytes,
+		MaxCommittedSizePerReady:  maxCommittedBytes,
+		MaxUncommittedEntriesSize: cfg.UncommittedBytes,
+		MaxInflightMsgs:           cfg.InflightMessages,
+		MaxInflightBytes:          cfg.InflightBytes,
+		CheckQuorum:               true,
+		PreVote:                   true,
+		ReadOnlyOption:            raft.ReadOnlySafe,
+		Logger:                    &g.shard.logger,
+		DisableProposalForwarding: true,
+		StepDownOnRemoval:         true,
+	})
+	g.status.Term, g.status.Commit = ids.Term(g.term), ids.Index(commit)
+	return err
+}
+
+// halt ends a group that cannot go on. Its replica falls silent; the others
+// elect a leader without it.
+func (g *Group) halt(op string, err error) {
+	if g.status.Halted {
+		return
+	}
+	g.status.Halted, g.status.IsLeader = true, false
+	g.shard.metrics.halted.Add(1)
+	g.host.cfg.Logger.Error("replica halted, the node goes on without it",
+		"op", op, "range", g.cfg.Range, "replica", g.cfg.Replica, "term", g.status.Term,
+		"index", g.applied, "error", err)
+	g.reads.fail(ErrStopped)
+	g.cfg.Machine.Changed(g.Status())
+}
+
+// close frees what a detached group holds.
+func (g *Group) close() {
+	if g.log != nil {
+		g.log.Close()
+	}
+	if in := g.incoming; in != nil {
+		g.incoming = nil
+		in.discard(ErrStopped)
+	}
+}
+
+// Enqueue queues a task for the group's shard. Any goroutine. ErrOverloaded or
+// ErrStopped: not queued, and Run will not be called. bytes counts against the
+// inbox budget until the task runs.
+func (g *Group) Enqueue(t Task, bytes int) error {
+	if g.stopped.Load() || g.host.stopped.Load() {
+		return ErrStopped
+	}
+	bytes += taskOverhead
+	if g.host.inboxBytes.Add(int64(bytes)) > g.host.cfg.InboxBytes {
+		g.host.inboxBytes.Add(-int64(bytes))
+		g.shard.metrics.tasksRefused.Add(1)
+		return ErrOverloaded
+	}
+	g.shard.inbox.push(item{kind: itemTask, group: g, task: t, bytes: bytes})
+	return nil
+}
+
+// Status returns what the group's last Ready said, and the log's bounds.
+func (g *Group) Status() Status {
+	st := g.status
+	st.Applied = g.applied
+	if g.log != nil {
+		first, _ := g.log.FirstIndex()
+		last, _ := g.log.LastIndex()
+		st.FirstIndex, st.LastIndex = ids.Index(first), ids.Index(last)
+	}
+	return st
+}
+
+// SetPeers tells where the replicas live (after a descriptor change). The map
+// is not kept. Replicas known only from their messages are forgotten.
+func (g *Group) SetPeers(peers map[ids.ReplicaID]ids.NodeID) {
+	old := g.peers
+	g.peers = make([]peer, 0, len(peers))
+	for _, id := range slices.Sorted(maps.Keys(peers)) {
+		seen := g.shard.now
+		if i, ok := findPeer(old, id); ok {
+			seen = old[i].seen
+		}
+		g.peers = append(g.peers, peer{replica: id, node: peers[id], seen: seen})
+	}
+	g.markLearners()
+}
+
+// markLearners copies the roles of the configuration to the peers.
+func (g *Group) markLearners() {
+	for i := range g.peers {
+		id := uint64(g.peers[i].replica)
+		g.peers[i].learner = slices.Contains(g.conf.Learners, id) ||
+			slices.Contains(g.conf.LearnersNext, id)
+	}
+}
+
+func findPeer(peers []peer, id ids.ReplicaID) (int, bool) {
+	return slices.BinarySearchFunc(peers, id, func(p peer, id ids.ReplicaID) int {
+		return cmp.Compare(p.replica, id)
+	})
+}
+
+// peer returns what is known of a replica, nil if nothing.
+func (g *Group) peer(id ids.ReplicaID) *peer {
+	// Linear: there are a handful, and this is asked for every message.
+	for i := range g.peers {
+		if g.peers[i].replica == id {
+			return &g.peers[i]
+		}
+	}
+	return nil
+}
+
+// learn notes where a replica lives that this one's descriptor does not know
+// (yet). A replica that lags must be able to answer and to vote for one that was
+// added after its last applied entry, or the group could have no leader at all.
+func (g *Group) learn(id ids.ReplicaID, node ids.NodeID) {
+	learned, oldest := 0, -1
+	for i := range g.peers {
+		if !g.peers[i].learned {
+			continue
+		}
+		learned++
+		if oldest < 0 || g.peers[i].seen < g.peers[oldest].seen {
+			oldest = i
+		}
+	}
+	if learned >= maxLearnedPeers {
+		g.peers = slices.Delete(g.peers, oldest, oldest+1)
+	}
+	i, _ := findPeer(g.peers, id)
+	g.peers = slices.Insert(g.peers, i,
+		peer{replica: id, node: node, learned: true, seen: g.shard.now})
+	g.markLearners()
+}
+
+// reportUnreachable tells raft that what went to a node may be lost.
+func (g *Group) reportUnreachable(n ids.NodeID) {
+	for i := range g.peers {
+		if g.peers[i].node == n {
+			g.rn.ReportUnreachable(uint64(g.peers[i].replica))
+		}
+	}
+}
+
+// TransferLeader starts a transfer. It is ignored unless this replica leads and
+// the target is a voter that follows closely: one that needs a snapshot would
+// leave the group without a leader for long. The library aborts a transfer that
+// does not finish within an election timeout.
+func (g *Group) TransferLeader(to ids.ReplicaID) {
+	if !g.live() || !g.status.IsLeader {
+		return
+	}
+	ready := false
+	g.rn.WithProgress(func(id uint64, t raft.ProgressType, pr tracker.Progress) {
+		if id == uint64(to) {
+			ready = t == raft.ProgressTypePeer && pr.State == tracker.StateReplicate
+		}
+	})
+	if !ready {
+		g.host.cfg.Logger.Debug("leader transfer refused: target is not a close follower",
+			"range", g.cfg.Range, "replica", to)
+		return
+	}
+	g.rn.TransferLeader(uint64(to))
+	g.shard.queue(g)
+}
+
+// Campaign starts an election. It is ignored while configuration changes are
+// committed and not applied, and where this replica is no voter.
+func (g *Group) Campaign() {
+	if !g.live() {
+		return
+	}
+	if err := g.rn.Campaign(); err != nil {
+		g.host.cfg.Logger.Debug("campaign refused", "range", g.cfg.Range, "error", err)
+	}
+	g.shard.queue(g)
+}
+
+// Progress returns the leader's view of all replicas, itself included, in order
+// of their ids (nil elsewhere).
+func (g *Group) Progress() []PeerProgress {
+	if !g.live() || !g.status.IsLeader {
+		return nil
+	}
+	var all []PeerProgress
+	g.rn.WithProgress(func(id uint64, t raft.ProgressType, pr tracker.Progress) {
+		p := PeerProgress{
+			Replica:      ids.ReplicaID(id),
+			Match:        ids.Index(pr.Match),
+			RecentActive: pr.RecentActive,
+			Learner:      t == raft.ProgressTypeLearner,
+		}
+		switch pr.State {
+		case tracker.StateProbe:
+			p.State = "probe"
+		case tracker.StateReplicate:
+			p.State = "replicate"
+		case tracker.StateSnapshot:
+			p.State = "snapshot"
+		}
+		all = append(all, p)
+	})
+	return all
+}

@@ -1,0 +1,69 @@
+// Package placement decides where ranges live.
+//
+//	nodes ── reports (facts by change) ──►  Driver ── orders, in the replies ──► leaders of ranges
+//	                                          │
+//	             registry, id blocks ◄── KV ──┘   (range 1, by compare-and-swap)
+//
+// # What is kept, and where
+//
+// The registry of nodes, the blocks of ids and the cluster version live in
+// range 1, under kv.SystemPrefix, and change only by compare-and-swap
+// (keys.go). They are therefore right however many drivers believe that they
+// drive: the node that leads range 1 does, and during a change of leadership
+// two may. Everything else is a cache in memory: the directory of ranges, who
+// leads them, who is alive, which operators run. A new driver starts with
+// nothing, reads the registry, asks each node once for a full report, and sees
+// by the state of each range alone what an earlier driver left half done. No
+// operator is ever stored.
+//
+// # How it decides
+//
+// The cluster is a value (cluster.go). A checker looks at one range (repair.go),
+// a scheduler at counters (balance.go); both are pure functions from that value
+// to operators, and write nothing. An operator (operator.go) is a list of steps
+// with a reason in words. A step knows its order, when it is finished, what
+// stands in its way, how long it may take and what it will have changed; the
+// latter counts into the load that the next decision sees.
+//
+// Orders travel in the replies to reports, to the node that leads the range,
+// carry the generation they were made for, and are sent again until a fact
+// shows their effect. A leader refuses a stale one. So an order may be lost,
+// doubled or late without harm: facts alone move an operator on.
+//
+// # Invariants
+//
+//   - Per key the generation in the directory never falls, gaps included
+//     (directory.go): an old fact changes nothing.
+//   - A range has at most one operator; while one runs nobody else plans for
+//     that range, so leadership is not moved under a snapshot in flight.
+//   - A voter is removed only as a learner, never while it leads, and only
+//     after its replacement votes.
+//   - No range comes to rest at an even number of voters if an odd one can be
+//     had: two voters survive no failure, and one more thing can fail. Growing
+//     from one to three gets both learners ready before it promotes the first.
+//   - An operator that failed rests its range for a while, longer each time.
+//   - Every leader transfer lowers the sum of the squares of the leader counts
+//     (the difference is at least 2): balancing ends, whatever its order.
+//
+// # Cost
+//
+// Grows with what changed. A fact updates counters of the nodes it names; a
+// range that needs something is put on a list, all others are never looked at;
+// a node that changes its phase (live, silent, dead) touches the ranges it
+// holds. A step in a quiet cluster compares a few numbers and returns.
+//
+// # Threads
+//
+// None. The owner calls every method on one goroutine, and the callbacks of KV
+// must come on that goroutine, too. There is no clock: the owner brings the
+// time, monotonic, from any origin.
+//
+// # Rejected
+//
+//   - A second consensus group or an external service for placement's state: it
+//     would have its own failures and its own bootstrap.
+//   - Persisting the directory: it is a copy of what the ranges' own logs say,
+//     and a copy that must be kept in step costs more than one full report.
+//   - Polling nodes for their ranges: work grows with what exists.
+//   - Persisting operators: their state is what the facts already say.
+package placement

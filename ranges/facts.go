@@ -1,0 +1,174 @@
+package ranges
+
+import (
+	"slices"
+
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/multiraft"
+	"github.com/flotilla-kv/flotilla/proto/adminpb"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
+)
+
+// A fact is what a leader tells placement about its range. It goes out when
+// leadership begins, when the descriptor changes, when a learner catches up,
+// and, from maintenance, when the size has moved by more than a twentieth.
+
+// factSizeStep is the part of the size, and factSizeFloor the bytes, by which
+// it must have moved.
+const (
+	factSizeStep  = 20
+	factSizeFloor = 64 << 10
+)
+
+// factOf makes a fact of a state and what the leader knew of its peers.
+func (r *Replica) factOf(s *state, caughtUp, silent []uint64) *metapb.RangeFact {
+	reads, writes := r.load.rates(r.table.cfg.Physical.Monotonic())
+	return &metapb.RangeFact{
+		Descriptor_:     s.desc,
+		LeaderNode:      uint64(r.table.cfg.Node),
+		Term:            uint64(s.lead.term),
+		Stats:           s.data.Stats.Proto(),
+		CaughtUp:        caughtUp,
+		Silent:          silent,
+		ReadsPerSecond:  reads,
+		WritesPerSecond: writes,
+	}
+}
+
+// peerNews lists learners that have caught up and replicas that do not answer.
+func (r *Replica) peerNews() (caughtUp, silent []uint64) {
+	s := r.state.Load()
+	for _, p := range r.group().Progress() {
+		if p.Replica == r.self {
+			continue
+		}
+		if p.Learner && p.State == "replicate" && p.Match+maxLag >= s.applied {
+			caughtUp = append(caughtUp, uint64(p.Replica))
+		}
+		if !p.RecentActive {
+			silent = append(silent, uint64(p.Replica))
+		}
+	}
+	return caughtUp, silent
+}
+
+// sendFact tells placement what is true now. Shard only.
+func (r *Replica) sendFact() {
+	s := r.state.Load()
+	if !s.leads() {
+		return
+	}
+	caughtUp, silent := r.peerNews()
+	f := r.factOf(s, caughtUp, silent)
+	r.load.told.Store(f)
+	r.table.cfg.OnFact(f)
+}
+
+// factIsOld says whether the last fact differs from what is true by more than
+// placement should miss.
+func (r *Replica) factIsOld(s *state) bool {
+	f := r.load.told.Load()
+	if f == nil || f.GetTerm() != uint64(s.lead.term) ||
+		f.GetDescriptor_().GetGeneration() != s.desc.GetGeneration() {
+		return true
+	}
+	told := f.GetStats().GetKeyBytes() + f.GetStats().GetValueBytes()
+	moved := distance(told, s.size())
+	return moved > factSizeFloor && moved*factSizeStep > told
+}
+
+// Facts returns a fact for every range that this node leads (full report), in
+// order of their ids. Any goroutine.
+func (t *Table) Facts() []*metapb.RangeFact {
+	var facts []*metapb.RangeFact
+	for _, r := range t.all() {
+		s := r.state.Load()
+		if !s.leads() {
+			continue
+		}
+		var caughtUp, silent []uint64
+		if f := r.load.told.Load(); f != nil && f.GetTerm() == uint64(s.lead.term) {
+			caughtUp, silent = f.GetCaughtUp(), f.GetSilent()
+		}
+		facts = append(facts, r.factOf(s, caughtUp, silent))
+	}
+	return facts
+}
+
+// Describe reports what this node knows of its replica of range id; done is
+// called once, on any goroutine, with false if there is none.
+func (t *Table) Describe(
+	id ids.RangeID, done func(*adminpb.ReplicaInfo, *adminpb.RangeInfo, bool),
+) {
+	r := t.replica(id)
+	if r == nil {
+		done(nil, nil, false)
+		return
+	}
+	task := func() { r.describe(r.group().Status(), done) }
+	if err := r.enqueue(multiraft.TaskFunc(task), 0); err != nil {
+		s := r.state.Load()
+		r.describe(multiraft.Status{
+			Term: s.lead.term, Leader: s.lead.leader, IsLeader: s.lead.mine, Applied: s.applied,
+		}, func(ri *adminpb.ReplicaInfo, info *adminpb.RangeInfo, ok bool) {
+			ri.Error = err.Error()
+			done(ri, info, ok)
+		})
+	}
+}
+
+func (r *Replica) describe(
+	status multiraft.Status, done func(*adminpb.ReplicaInfo, *adminpb.RangeInfo, bool),
+) {
+	s := r.state.Load()
+	info := &adminpb.ReplicaInfo{
+		NodeId:      uint64(r.table.cfg.Node),
+		ReplicaId:   uint64(r.self),
+		Role:        "uninitialised",
+		RaftState:   "follower",
+		Term:        uint64(status.Term),
+		Commit:      uint64(status.Commit),
+		Applied:     uint64(status.Applied),
+		FirstIndex:  uint64(status.FirstIndex),
+		LastIndex:   uint64(status.LastIndex),
+		Fingerprint: s.data.Fingerprint,
+	}
+	switch {
+	case status.Halted:
+		info.RaftState = "halted"
+		info.Error = "this replica halted, see the node's log"
+	case status.IsLeader:
+		info.RaftState = "leader"
+	case status.Leader == 0:
+		info.RaftState = "no leader known"
+	}
+	if s.initialised() {
+		info.Role = roleName(replicaOf(s.desc, r.self).GetRole())
+	}
+	done(info, &adminpb.RangeInfo{
+		Descriptor_: s.desc,
+		LeaderNode:  uint64(s.leaderNode()),
+		Term:        uint64(s.lead.term),
+		Stats:       s.data.Stats.Proto(),
+	}, true)
+}
+
+func roleName(role metapb.ReplicaRole) string {
+	switch role {
+	case roleVoter:
+		return "voter"
+	case roleLearner:
+		return "learner"
+	case roleIncoming:
+		return "voter-incoming"
+	case roleDemoting:
+		return "voter-demoting"
+	}
+	return "voter-outgoing"
+}
+
+// sameCaughtUp says whether placement knows already who caught up.
+func (r *Replica) sameCaughtUp(caughtUp []uint64) bool {
+	f := r.load.told.Load()
+	return f != nil && slices.Equal(f.GetCaughtUp(), caughtUp)
+}

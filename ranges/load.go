@@ -1,0 +1,43 @@
+package ranges
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/flotilla-kv/flotilla/proto/metapb"
+)
+
+// meter counts what a replica serves. Counting is one atomic addition; rates
+// are worked out when somebody asks, so an idle range costs nothing.
+type meter struct {
+	reads, writes atomic.Uint64
+	told          atomic.Pointer[metapb.RangeFact] // what placement was told last
+
+	mu struct {
+		sync.Mutex
+		at                time.Duration // of the sample
+		reads, writes     uint64        // counts at the sample
+		readRate, wrtRate float64       // per second, before the sample
+	}
+}
+
+// rateWindow is the shortest time over which a rate is taken.
+const rateWindow = time.Second
+
+func (m *meter) read()       { m.reads.Add(1) }
+func (m *meter) wrote(n int) { m.writes.Add(uint64(n)) }
+
+// rates returns operations per second, over the time since the last sample
+// if that is at least rateWindow, else as they were then.
+func (m *meter) rates(now time.Duration) (reads, writes float64) {
+	r, w := m.reads.Load(), m.writes.Load()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if passed := now - m.mu.at; passed >= rateWindow {
+		m.mu.readRate = float64(r-m.mu.reads) / passed.Seconds()
+		m.mu.wrtRate = float64(w-m.mu.writes) / passed.Seconds()
+		m.mu.at, m.mu.reads, m.mu.writes = now, r, w
+	}
+	return m.mu.readRate, m.mu.wrtRate
+}

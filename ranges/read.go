@@ -1,0 +1,284 @@
+package ranges
+
+import (
+	"bytes"
+	"sync"
+
+	"github.com/flotilla-kv/flotilla/internal/canary"
+	"github.com/flotilla-kv/flotilla/internal/hlc"
+	"github.com/flotilla-kv/flotilla/multiraft"
+	"github.com/flotilla-kv/flotilla/proto/kv"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
+	"github.com/flotilla-kv/flotilla/store/mvcc"
+)
+
+// read is a get, a scan or a question for a timestamp on its way.
+//
+// The order of its steps is what makes it linearizable: fix the timestamp and
+// move the clock to it; confirm leadership (the frames that do so carry a
+// stamp at or above the timestamp, so any later leader writes above it); wait
+// until all that was committed is applied; check the bounds; wait for writes
+// in flight at or below the timestamp; open the iterator; check once more.
+type read struct {
+	r          *Replica
+	req        *kv.Request
+	done       func(*kv.Response)
+	ts         hlc.Timestamp
+	start, end []byte // clipped to the range; end empty: the key start
+}
+
+// submitRead begins a read on the caller's goroutine.
+func (r *Replica) submitRead(req *kv.Request, done func(*kv.Response)) {
+	rd := &read{r: r, req: req, done: done}
+	s := r.state.Load()
+	if !s.lead.mine || s.destroyed {
+		rd.answer(r.notLeader(false))
+		return
+	}
+	clock := r.table.cfg.Clock
+	if rd.ts = req.Timestamp; rd.ts == 0 {
+		ts, err := clock.Now()
+		if err != nil {
+			rd.answer(clockError(err))
+			return
+		}
+		rd.ts = ts
+	} else if err := clock.Update(rd.ts); err != nil {
+		rd.answer(clockError(err))
+		return
+	}
+	r.load.read()
+	if err := r.enqueue(rd, 64+len(req.Key)+len(req.End)); err != nil {
+		rd.answer(r.enqueueError(err))
+	}
+}
+
+// Run asks for confirmation of leadership.
+func (rd *read) Run() { rd.r.confirm(rd) }
+
+// confirm calls w back when a quorum has confirmed, after this call, that this
+// replica leads, and all that was committed then is applied. A lease will
+// answer here without a round trip.
+func (r *Replica) confirm(w multiraft.ReadWaiter) { r.group().Read(w) }
+
+// ReadReady goes on when leadership is confirmed.
+func (rd *read) ReadReady(err error) {
+	if err != nil {
+		rd.answer(rd.r.readError(err))
+		return
+	}
+	rd.granted()
+}
+
+// granted goes on when the range may be read: bounds as they are now, nothing
+// in flight at or below the timestamp. Called again after each wait, because a
+// split may have passed meanwhile.
+func (rd *read) granted() {
+	r := rd.r
+	s := r.state.Load()
+	if !s.lead.mine || s.destroyed || !s.initialised() {
+		rd.answer(r.notLeader(false))
+		return
+	}
+	if rd.req.Verb == kv.VerbReadTimestamp {
+		rd.answer(&kv.Response{Timestamp: rd.ts})
+		return
+	}
+	if resp := rd.clip(s.desc); resp != nil {
+		rd.answer(resp)
+		return
+	}
+	if !r.latches.idle() && r.latches.await(string(rd.start), string(rd.end), rd.ts, rd) {
+		return
+	}
+	r.reads.push(rd, r)
+}
+
+// aborted: leadership was lost while the read waited.
+func (rd *read) aborted() { rd.answer(rd.r.notLeader(false)) }
+
+// clip cuts the span to the range, or says that the range does not hold where
+// the read begins.
+func (rd *read) clip(d *metapb.RangeDescriptor) *kv.Response {
+	req := rd.req
+	rd.start, rd.end = req.Key, nil
+	if req.Verb == kv.VerbGet {
+		if !holds(d, req.Key) && !canary.On(canary.SkipBoundsRecheck) {
+			return rd.r.table.wrongRange(req.Key, nil)
+		}
+		return nil
+	}
+	rd.end = req.End
+	if canary.On(canary.SkipBoundsRecheck) {
+		return nil
+	}
+	if req.Flags&kv.FlagReverse != 0 {
+		if bytes.Compare(d.GetStart(), req.End) >= 0 || bytes.Compare(req.End, d.GetEnd()) > 0 {
+			return rd.r.table.wrongRange(req.Key, req.End)
+		}
+		if bytes.Compare(rd.start, d.GetStart()) < 0 {
+			rd.start = d.GetStart()
+		}
+		return nil
+	}
+	if !holds(d, req.Key) {
+		return rd.r.table.wrongRange(req.Key, req.End)
+	}
+	if bytes.Compare(rd.end, d.GetEnd()) > 0 {
+		rd.end = d.GetEnd()
+	}
+	return nil
+}
+
+func (rd *read) answer(resp *kv.Response) {
+	resp.ID = rd.req.ID
+	rd.done(resp)
+}
+
+// readQueue holds reads that wait for a reader. All that become ready until
+// the reader comes share its iterator.
+type readQueue struct {
+	mu         sync.Mutex
+	list       []*read
+	scheduled  bool
+	installing bool // a snapshot replaces the data
+}
+
+func (q *readQueue) push(rd *read, r *Replica) {
+	q.mu.Lock()
+	q.list = append(q.list, rd)
+	start := !q.scheduled
+	q.scheduled = true
+	q.mu.Unlock()
+	if start {
+		r.table.cfg.Execute(r.serveReads)
+	}
+}
+
+func (q *readQueue) take() (list []*read, more bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := min(len(q.list), maxReadsPerJob)
+	list, q.list = q.list[:n:n], q.list[n:]
+	if len(q.list) == 0 {
+		q.list = nil
+	}
+	q.scheduled = len(q.list) > 0
+	return list, q.scheduled
+}
+
+func (q *readQueue) setInstalling(on bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.installing = on
+}
+
+func (q *readQueue) isInstalling() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.installing
+}
+
+// serveReads is a job off the shard: one iterator for all reads that are ready.
+func (r *Replica) serveReads() {
+	list, more := r.reads.take()
+	if more {
+		defer r.table.cfg.Execute(r.serveReads)
+	}
+	before := r.state.Load()
+	d := before.desc
+	lower, upper := d.GetStart(), d.GetEnd()
+	if canary.On(canary.SkipBoundsRecheck) {
+		lower, upper = []byte{kv.SystemPrefix}, []byte{kv.EndPrefix}
+	}
+	it, err := mvcc.NewIterator(r.table.cfg.Store.State().DB(), lower, upper)
+	if err != nil {
+		for _, rd := range list {
+			rd.answer(internalError(err))
+		}
+		return
+	}
+	// What the iterator sees is at most as old as this state. If the replica is
+	// there now, it was when the iterator opened, and the iterator pins what it
+	// saw; if the bounds hold now, they held then (they only shrink), and the
+	// right half's group begins to write here only after they shrank. The
+	// threshold is published before the first deletion under it is visible.
+	now := r.state.Load()
+	gone := now.destroyed || r.reads.isInstalling()
+	for _, rd := range list {
+		resp := rd.checkAgain(now, before)
+		switch {
+		case gone:
+			resp = r.notLeader(false)
+		case resp == nil:
+			resp = rd.serve(it)
+		}
+		rd.answer(resp)
+	}
+	if err := it.Close(); err != nil {
+		r.table.cfg.Logger.Error("close iterator", "range", r.id, "error", err)
+	}
+}
+
+// checkAgain looks at what may have changed since the read passed the latches.
+func (rd *read) checkAgain(now, before *state) *kv.Response {
+	if rd.ts <= now.threshold {
+		return belowThreshold()
+	}
+	if canary.On(canary.SkipBoundsRecheck) {
+		return nil
+	}
+	end := rd.end
+	if len(end) == 0 {
+		end = append(bytes.Clone(rd.start), 0)
+	}
+	if !holdsSpan(now.desc, rd.start, end) || !holdsSpan(before.desc, rd.start, end) {
+		return rd.r.table.wrongRange(rd.start, rd.end)
+	}
+	return nil
+}
+
+func (rd *read) serve(it *mvcc.Iterator) *kv.Response {
+	if rd.req.Verb == kv.VerbScan {
+		return rd.scan(it)
+	}
+	v, found, err := it.Get(rd.req.Key, rd.ts)
+	switch {
+	case err != nil:
+		return internalError(err)
+	case !found:
+		return &kv.Response{Code: kv.CodeNotFound, Timestamp: rd.ts}
+	}
+	return &kv.Response{Found: true, Timestamp: v.Timestamp, Value: bytes.Clone(v.Value)}
+}
+
+// scan reads a page; at the end of the range it says where to go on.
+func (rd *read) scan(it *mvcc.Iterator) *kv.Response {
+	req := rd.req
+	limit := int(req.Limit)
+	if limit <= 0 || limit > kv.MaxScanLimit {
+		limit = kv.MaxScanLimit
+	}
+	reverse := req.Flags&kv.FlagReverse != 0
+	rows, resume, err := it.Scan(mvcc.ScanOptions{
+		Start:     rd.start,
+		End:       rd.end,
+		Timestamp: rd.ts,
+		Limit:     limit,
+		MaxBytes:  kv.MaxScanBytes,
+		Reverse:   reverse,
+		KeysOnly:  req.Flags&kv.FlagKeysOnly != 0,
+	})
+	if err != nil {
+		return internalError(err)
+	}
+	if resume == nil && !reverse && !bytes.Equal(rd.end, req.End) {
+		resume = rd.end
+	}
+	if resume == nil && reverse && !bytes.Equal(rd.start, req.Key) {
+		resume = rd.start
+	}
+	return &kv.Response{
+		Timestamp: rd.ts, Rows: rows, More: resume != nil, ResumeKey: bytes.Clone(resume),
+	}
+}

@@ -1,0 +1,232 @@
+package ranges
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/multiraft"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
+)
+
+// Replica is one copy of a range on this node. Its parts know nothing of one
+// another. It has no goroutine: all but state, reads, load and back belongs to
+// the shard of its group.
+type Replica struct {
+	// Immutable.
+	id    ids.RangeID
+	self  ids.ReplicaID
+	table *Table // what the replicas of a node share
+
+	// Any goroutine.
+	state atomic.Pointer[state]           // stored on the shard only
+	raft  atomic.Pointer[multiraft.Group] // nil until the group is born
+	reads readQueue                       // confirmed reads, wait for a reader
+	load  meter                           // counts
+	back  returns                         // continuations on their way to the shard
+
+	// Shard only.
+	latches latches
+	recent  recent
+	open    builder
+	pending proposals
+	staged  staged  // what Apply staged, for Applied to publish
+	change  *change // the structural change in progress
+	upkeep  upkeep  // what maintenance remembers
+}
+
+var _ multiraft.StateMachine = (*Replica)(nil)
+
+func newReplica(t *Table, id ids.RangeID, self ids.ReplicaID, s *state) *Replica {
+	r := &Replica{id: id, self: self, table: t}
+	r.state.Store(s)
+	return r
+}
+
+// group is for the shard, where it is never nil.
+func (r *Replica) group() *multiraft.Group { return r.raft.Load() }
+
+// groupConfig describes the replica's group to the host.
+func (r *Replica) groupConfig(campaign bool) multiraft.GroupConfig {
+	s := r.state.Load()
+	cfg := multiraft.GroupConfig{
+		Range:    r.id,
+		Replica:  r.self,
+		Machine:  r,
+		Campaign: campaign,
+		Born:     func(g *multiraft.Group) { r.raft.Store(g) },
+		Span: func() (start, end []byte) {
+			if s := r.state.Load(); s.initialised() {
+				return s.desc.GetStart(), s.desc.GetEnd()
+			}
+			return nil, nil
+		},
+	}
+	if s.initialised() {
+		cfg.Applied = s.applied
+		cfg.Conf = confToRaft(s.conf)
+		cfg.Peers = peersOf(s.desc)
+	}
+	return cfg
+}
+
+// enqueue runs a task on the shard. A task runs once even if the group is gone
+// by then. An error says that it will not run.
+func (r *Replica) enqueue(t multiraft.Task, bytes int) error {
+	g := r.raft.Load()
+	if g == nil {
+		return multiraft.ErrOverloaded // being born: the caller tries again
+	}
+	return g.Enqueue(t, bytes)
+}
+
+// leadsIn says whether this replica still leads in a term.
+func (r *Replica) leadsIn(term ids.Term) bool {
+	s := r.state.Load()
+	return s.leads() && s.lead.term == term
+}
+
+// Flush is called once in each pass in which tasks ran: what they evaluated is
+// proposed as one entry.
+func (r *Replica) Flush() {
+	r.back.run()
+	r.latches.drain()
+	r.flush()
+}
+
+// Changed takes over who leads. It publishes before any message of the Ready
+// that changed it leaves, so that no read or write is served on a leadership
+// that the replica has told others it gave up.
+func (r *Replica) Changed(status multiraft.Status) {
+	old := r.state.Load()
+	lead := leadership{
+		term:   status.Term,
+		leader: status.Leader,
+		mine:   status.IsLeader && !status.Halted,
+	}
+	if lead.mine && old.lead.mine && lead.term == old.lead.term {
+		lead.ready, lead.lowWater = old.lead.ready, old.lead.lowWater
+	}
+	if status.Halted && lead.leader == r.self {
+		lead.leader = 0
+	}
+	s := *old
+	s.lead = lead
+	r.state.Store(&s)
+	if old.lead.mine && (!lead.mine || lead.term != old.lead.term) {
+		r.table.leaders.Add(-1)
+		r.abandon()
+	}
+	if lead.mine && (!old.lead.mine || lead.term != old.lead.term) {
+		r.table.leaders.Add(1)
+	}
+	r.becomeReady()
+}
+
+// becomeReady opens the replica for evaluation once it leads and has applied
+// an entry of its own term.
+func (r *Replica) becomeReady() {
+	s := r.state.Load()
+	if !s.lead.mine || s.lead.ready || s.term != s.lead.term || s.destroyed || !s.initialised() {
+		return
+	}
+	next := *s
+	next.lead.ready = true
+	// Frames carry stamps, so the clock is above all that the log holds; what is
+	// issued from now on is above this.
+	next.lead.lowWater = r.table.cfg.Clock.Peek()
+	r.recent.start(next.lead.lowWater, s.applied)
+	r.state.Store(&next)
+	r.upkeep.lead()
+}
+
+// abandon ends everything that rested on a leadership that is over. Entries in
+// the log may still be committed by the next leader, so their outcome is open;
+// what was not proposed never applies.
+func (r *Replica) abandon() {
+	pending, sealed, open := r.pending.takeAll(), r.open.sealed, r.open.writes
+	r.open.drop()
+	r.open.sealed = nil
+	r.recent.clear()
+	r.upkeep.follow()
+	for _, p := range pending {
+		r.abandonProposal(p, lost)
+	}
+	for _, p := range sealed {
+		r.abandonProposal(p, rejected)
+	}
+	for _, w := range open {
+		w.finished(rejected)
+	}
+	r.latches.reset()
+}
+
+func (r *Replica) abandonProposal(p *proposal, v verdict) {
+	if p.finish != nil {
+		p.finish(v)
+		return
+	}
+	for _, w := range p.writes {
+		w.finished(v)
+	}
+}
+
+// returns carries continuations from read jobs back to the shard. The list
+// keeps them when the inbox refuses the task that would fetch them: any later
+// pass with tasks, and maintenance, fetches them, too. It is bounded by the
+// jobs in flight: few per replica.
+type returns struct {
+	mu     sync.Mutex
+	list   []func()
+	closed bool // the replica is gone, there is no shard to return to
+}
+
+// push queues f; false: closed, the caller runs it, which then finds its hold
+// dropped and only answers.
+func (b *returns) push(f func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.closed {
+		b.list = append(b.list, f)
+	}
+	return !b.closed
+}
+
+func (b *returns) run() {
+	b.mu.Lock()
+	list := b.list
+	b.list = nil
+	b.mu.Unlock()
+	for _, f := range list {
+		f()
+	}
+}
+
+func (b *returns) close() {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.run()
+}
+
+// offShard runs job away from the shard and then what it returns on the shard.
+func (r *Replica) offShard(job func() (then func())) {
+	r.table.cfg.Execute(func() {
+		then := job()
+		if !r.back.push(then) {
+			then()
+			return
+		}
+		switch err := r.enqueue(multiraft.TaskFunc(func() {}), 0); {
+		case errors.Is(err, multiraft.ErrStopped):
+			// Halted or stopping: leadership was abandoned, nothing is evaluated.
+			r.back.run()
+		case err != nil:
+			r.table.mark(r.id) // maintenance fetches it
+		}
+	})
+}
+
+// newest descriptor for others; nil while uninitialised.
+func (r *Replica) descriptor() *metapb.RangeDescriptor { return r.state.Load().desc }

@@ -1,0 +1,417 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/placement"
+	"github.com/flotilla-kv/flotilla/proto/adminpb"
+	"github.com/flotilla-kv/flotilla/proto/kv"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
+)
+
+// hopKey marks calls that a node passed on: such a call is not passed on again,
+// so that two nodes with old news cannot play it back and forth.
+const hopKey = "flotilla-hop"
+
+// hopTimeout is how long a node waits for another on behalf of a caller.
+const hopTimeout = 3 * time.Second
+
+// maxLocalLookup bounds the ranges of an answer from local replicas alone.
+const maxLocalLookup = 1000
+
+// adminService is for people and their tools. Every node answers; what only one
+// node knows is fetched from there.
+type adminService struct {
+	adminpb.UnimplementedAdminServer
+	n *node
+}
+
+func passedOn(ctx context.Context) bool {
+	md, _ := metadata.FromIncomingContext(ctx)
+	return len(md.Get(hopKey)) > 0
+}
+
+func hop(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, hopKey, "1")
+}
+
+// fromDriver answers from this node's driver, or has the driver's node answer.
+func fromDriver[T any](
+	ctx context.Context, n *node, ask question[T],
+	far func(context.Context, adminpb.AdminClient) (T, error),
+) (T, error) {
+	var answer T
+	ctx, cancel := context.WithTimeout(ctx, hopTimeout)
+	defer cancel()
+	if passedOn(ctx) {
+		return askDriver(ctx, n.driver, ask)
+	}
+	_, err := n.atDriver(ctx, func(at ids.NodeID) (ids.NodeID, error) {
+		var err error
+		if at == n.self {
+			answer, err = askDriver(ctx, n.driver, ask)
+			return 0, err
+		}
+		_, admin, err := n.transport.Control(at)
+		if err != nil {
+			return 0, err
+		}
+		answer, err = far(hop(ctx), admin)
+		return 0, err
+	})
+	return answer, err
+}
+
+// Status tells how the cluster is, or with LocalOnly, or when nobody drives
+// placement, what this node knows of itself.
+func (a *adminService) Status(
+	ctx context.Context, r *adminpb.StatusRequest,
+) (*adminpb.StatusReply, error) {
+	n := a.n
+	if r.GetLocalOnly() {
+		return n.localStatus(), nil
+	}
+	reply, err := fromDriver(ctx, n, func(
+		d *placement.Driver, now time.Duration, reply func(*adminpb.StatusReply, error),
+	) {
+		reply(d.Status(now), nil)
+	}, func(ctx context.Context, c adminpb.AdminClient) (*adminpb.StatusReply, error) {
+		return c.Status(ctx, r)
+	})
+	if err != nil {
+		if passedOn(ctx) {
+			return nil, verdict(err)
+		}
+		reply = n.localStatus()
+		reply.Problems = append(reply.Problems, "placement does not answer: "+err.Error())
+		return reply, nil
+	}
+	reply.AnsweredBy, reply.Ready = uint64(n.self), n.ready.Load()
+	return reply, nil
+}
+
+func (n *node) localStatus() *adminpb.StatusReply {
+	replicas, leaders := n.table.Counts()
+	reply := &adminpb.StatusReply{
+		ClusterId: n.cluster, AnsweredBy: uint64(n.self), Ready: n.ready.Load(),
+		ReplicationFactor: uint32(n.cfg.ReplicationFactor),
+		Nodes: []*adminpb.NodeStatus{{
+			Node: n.s.descriptor(n.self), Live: true,
+			Replicas: uint32(replicas), Leaders: uint32(leaders),
+			DiskBytes: n.diskTotal.Load(), DiskFreeBytes: n.diskFree.Load(),
+			ReadOnly: n.store.ReadOnly(), Version: n.cfg.Version,
+			UptimeSeconds: time.Since(n.s.began).Seconds(),
+		}},
+	}
+	if !reply.Ready {
+		reply.Problems = []string{"this node is starting"}
+	}
+	return reply
+}
+
+// Lookup finds the ranges that cover a span. Without placement it answers from
+// the replicas of this node, which may be only a part.
+func (a *adminService) Lookup(
+	ctx context.Context, r *adminpb.LookupRequest,
+) (*adminpb.LookupReply, error) {
+	reply, err := fromDriver(ctx, a.n, func(
+		d *placement.Driver, _ time.Duration, reply func(*adminpb.LookupReply, error),
+	) {
+		reply(d.Lookup(r), nil)
+	}, func(ctx context.Context, c adminpb.AdminClient) (*adminpb.LookupReply, error) {
+		return c.Lookup(ctx, r)
+	})
+	if err == nil && len(reply.GetRanges()) > 0 {
+		return reply, nil
+	}
+	if local := a.n.localLookup(r); len(local.Ranges) > 0 {
+		return local, nil
+	}
+	if err != nil {
+		return nil, verdict(err)
+	}
+	return reply, nil
+}
+
+// localLookup walks this node's replicas from start on, as far as they go.
+func (n *node) localLookup(r *adminpb.LookupRequest) *adminpb.LookupReply {
+	reply := &adminpb.LookupReply{Nodes: n.registry.list()}
+	if r.GetReverse() {
+		return reply // the table finds by key, not by what lies before one
+	}
+	limit := maxLocalLookup
+	if l := int(r.GetLimit()); l > 0 {
+		limit = min(l, limit)
+	}
+	for key := r.GetStart(); len(reply.Ranges) < limit; {
+		d, leader, ok := n.table.Route(key)
+		if !ok {
+			break
+		}
+		reply.Ranges = append(reply.Ranges, &adminpb.RangeInfo{
+			Descriptor_: d, LeaderNode: uint64(leader),
+		})
+		if key = d.GetEnd(); bytes.Compare(key, r.GetEnd()) >= 0 {
+			break
+		}
+	}
+	return reply
+}
+
+// ListRanges lists the ranges of a span, in order.
+func (a *adminService) ListRanges(
+	ctx context.Context, r *adminpb.ListRangesRequest,
+) (*adminpb.ListRangesReply, error) {
+	reply, err := fromDriver(ctx, a.n, func(
+		d *placement.Driver, _ time.Duration, reply func(*adminpb.ListRangesReply, error),
+	) {
+		reply(d.List(r), nil)
+	}, func(ctx context.Context, c adminpb.AdminClient) (*adminpb.ListRangesReply, error) {
+		return c.ListRanges(ctx, r)
+	})
+	if err != nil {
+		return nil, verdict(err)
+	}
+	return reply, nil
+}
+
+// describe asks this node's replica of a range.
+func (n *node) describe(
+	ctx context.Context, id ids.RangeID,
+) (*adminpb.ReplicaInfo, *adminpb.RangeInfo, bool) {
+	type answer struct {
+		replica *adminpb.ReplicaInfo
+		info    *adminpb.RangeInfo
+		ok      bool
+	}
+	answers := make(chan answer, wakeSlots)
+	n.table.Describe(id, func(r *adminpb.ReplicaInfo, i *adminpb.RangeInfo, ok bool) {
+		answers <- answer{r, i, ok}
+	})
+	select {
+	case a := <-answers:
+		return a.replica, a.info, a.ok
+	case <-ctx.Done():
+		return nil, nil, false
+	}
+}
+
+// ShowRange tells about a range and, asked of each one's node, all its replicas.
+func (a *adminService) ShowRange(
+	ctx context.Context, r *adminpb.ShowRangeRequest,
+) (*adminpb.ShowRangeReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, hopTimeout)
+	defer cancel()
+	info, err := a.n.find(ctx, ids.RangeID(r.GetRangeId()), r.GetKey(), r.GetLocalOnly())
+	if err != nil {
+		return nil, err
+	}
+	reply := &adminpb.ShowRangeReply{Range: info}
+	for _, rep := range info.GetDescriptor_().GetReplicas() {
+		at := ids.NodeID(rep.GetNodeId())
+		if r.GetLocalOnly() && at != a.n.self {
+			continue
+		}
+		reply.Replicas = append(reply.Replicas, a.replica(ctx, at, info, rep))
+	}
+	return reply, nil
+}
+
+// replica asks the node of one replica about it; a node that does not answer
+// has its reason in Error.
+func (a *adminService) replica(
+	ctx context.Context, at ids.NodeID, info *adminpb.RangeInfo, rep *metapb.Replica,
+) *adminpb.ReplicaInfo {
+	id := ids.RangeID(info.GetDescriptor_().GetRangeId())
+	failed := func(why string) *adminpb.ReplicaInfo {
+		return &adminpb.ReplicaInfo{
+			NodeId: rep.GetNodeId(), ReplicaId: rep.GetReplicaId(), Error: why,
+		}
+	}
+	if at == a.n.self {
+		found, _, ok := a.n.describe(ctx, id)
+		if !ok {
+			return failed("this node has no such replica")
+		}
+		return found
+	}
+	_, admin, err := a.n.transport.Control(at)
+	if err != nil {
+		return failed(err.Error())
+	}
+	reply, err := admin.ShowRange(hop(ctx), &adminpb.ShowRangeRequest{
+		RangeId: uint64(id), LocalOnly: true,
+	})
+	switch {
+	case err != nil:
+		return failed(inWords(err))
+	case len(reply.GetReplicas()) == 0:
+		return failed("its node has no such replica")
+	}
+	return reply.GetReplicas()[0]
+}
+
+// find returns what is known of a range by its id, or by a key in it if the id
+// is 0: from the local replica if there is one that knows its leader, else from
+// placement.
+func (n *node) find(
+	ctx context.Context, id ids.RangeID, key []byte, localOnly bool,
+) (*adminpb.RangeInfo, error) {
+	if id == 0 && len(key) == 0 {
+		return nil, status.Error(codes.InvalidArgument, "name a range by its id or by a key")
+	}
+	if id == 0 {
+		if d, _, ok := n.table.Route(key); ok {
+			id = ids.RangeID(d.GetRangeId())
+		}
+	}
+	var local *adminpb.RangeInfo
+	if id != 0 {
+		if _, info, ok := n.describe(ctx, id); ok {
+			if local = info; localOnly || info.GetLeaderNode() != 0 {
+				return info, nil
+			}
+		}
+	}
+	if localOnly {
+		return nil, status.Errorf(codes.NotFound, "%v has no replica of %v", n.self, id)
+	}
+	info, err := n.findFar(ctx, id, key)
+	if err != nil && local != nil {
+		return local, nil
+	}
+	return info, err
+}
+
+func (n *node) findFar(
+	ctx context.Context, id ids.RangeID, key []byte,
+) (*adminpb.RangeInfo, error) {
+	info, err := fromDriver(ctx, n, func(
+		d *placement.Driver, _ time.Duration, reply func(*adminpb.RangeInfo, error),
+	) {
+		if id != 0 {
+			reply(d.Range(id), nil)
+			return
+		}
+		for _, found := range d.Lookup(&adminpb.LookupRequest{Start: key, Limit: 1}).GetRanges() {
+			reply(found, nil)
+			return
+		}
+		reply(nil, nil)
+	}, func(ctx context.Context, c adminpb.AdminClient) (*adminpb.RangeInfo, error) {
+		reply, err := c.ShowRange(ctx, &adminpb.ShowRangeRequest{RangeId: uint64(id), Key: key})
+		return reply.GetRange(), err
+	})
+	switch {
+	case err != nil:
+		return nil, verdict(err)
+	case info == nil:
+		return nil, status.Errorf(codes.NotFound, "no such range is known: %v", id)
+	}
+	return info, nil
+}
+
+// SplitRange splits a range at a key, or where its middle is; it is passed on
+// to the node that leads the range.
+func (a *adminService) SplitRange(
+	ctx context.Context, r *adminpb.SplitRangeRequest,
+) (*adminpb.SplitRangeReply, error) {
+	n := a.n
+	id := ids.RangeID(r.GetRangeId())
+	if len(r.GetKey()) > 0 && r.GetKey()[0] != kv.UserPrefix {
+		return nil, status.Error(codes.InvalidArgument, "only user keys can be split at")
+	}
+	info, err := n.find(ctx, id, r.GetKey(), false)
+	if err != nil {
+		return nil, err
+	}
+	id = ids.RangeID(info.GetDescriptor_().GetRangeId())
+	if at := ids.NodeID(info.GetLeaderNode()); at != n.self && !passedOn(ctx) {
+		admin, err := n.leaderOf(id, at)
+		if err != nil {
+			return nil, err
+		}
+		return admin.SplitRange(hop(ctx), &adminpb.SplitRangeRequest{
+			RangeId: uint64(id), Key: r.GetKey(),
+		})
+	}
+	type answer struct {
+		left, right *metapb.RangeDescriptor
+		err         error
+	}
+	answers := make(chan answer, wakeSlots)
+	n.table.Split(id, r.GetKey(), func(left, right *metapb.RangeDescriptor, err error) {
+		answers <- answer{left, right, err}
+	})
+	select {
+	case s := <-answers:
+		if s.err != nil {
+			return nil, status.Error(codes.Aborted, fmt.Sprintf("split %v: %v", id, s.err))
+		}
+		return &adminpb.SplitRangeReply{Left: s.left, Right: s.right}, nil
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+func (n *node) leaderOf(id ids.RangeID, at ids.NodeID) (adminpb.AdminClient, error) {
+	if at == 0 {
+		return nil, status.Errorf(codes.Unavailable, "%v has no leader at the moment", id)
+	}
+	_, admin, err := n.transport.Control(at)
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	return admin, nil
+}
+
+// TransferLeader asks the leader of a range to hand it to another node.
+func (a *adminService) TransferLeader(
+	ctx context.Context, r *adminpb.TransferLeaderRequest,
+) (*adminpb.TransferLeaderReply, error) {
+	n := a.n
+	id, to := ids.RangeID(r.GetRangeId()), r.GetToNode()
+	info, err := n.find(ctx, id, nil, false)
+	if err != nil {
+		return nil, err
+	}
+	d := info.GetDescriptor_()
+	order := &metapb.Order{
+		RangeId: uint64(id), Generation: d.GetGeneration(), NodeId: to,
+		Kind: metapb.OrderKind_ORDER_KIND_TRANSFER_LEADER, Reason: "asked for by an operator",
+	}
+	for _, rep := range d.GetReplicas() {
+		if rep.GetNodeId() == to {
+			order.ReplicaId = rep.GetReplicaId()
+		}
+	}
+	if order.ReplicaId == 0 {
+		return nil, status.Errorf(codes.FailedPrecondition, "%v has no replica on n%d", id, to)
+	}
+	if at := ids.NodeID(info.GetLeaderNode()); at != n.self && !passedOn(ctx) {
+		admin, err := n.leaderOf(id, at)
+		if err != nil {
+			return nil, err
+		}
+		return admin.TransferLeader(hop(ctx), r)
+	}
+	done := make(chan error, wakeSlots)
+	n.table.Order(order, func(err error) { done <- err })
+	select {
+	case err := <-done:
+		if err != nil {
+			return nil, status.Error(codes.Aborted, fmt.Sprintf("transfer %v: %v", id, err))
+		}
+		return &adminpb.TransferLeaderReply{LeaderNode: to}, nil
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+}

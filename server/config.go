@@ -1,0 +1,178 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/proto/kv"
+)
+
+// Defaults of Config.
+const (
+	DefaultListen            = "127.0.0.1:7001"
+	DefaultHTTP              = "127.0.0.1:7081"
+	DefaultRangeSize         = 64 << 20
+	DefaultCacheBytes        = 256 << 20
+	DefaultReplicationFactor = 3
+	DefaultGCWindow          = 10 * time.Minute
+	DefaultDrainTimeout      = 10 * time.Second
+
+	minRangeSize = 64 << 10
+	minCache     = 1 << 20
+	maxValue     = 16 << 20 // a value must fit an entry, an entry a frame
+	maxLocality  = 16
+)
+
+// Config is everything that can be set about a node. Zero values mean the
+// defaults named; Validate says what is wrong.
+type Config struct {
+	// Listen is where gRPC is served, host:port. Default 127.0.0.1:7001.
+	Listen string
+	// Advertise is the address that other nodes and clients are told; default
+	// Listen. It must be set when Listen has no host.
+	Advertise string
+	// HTTP is where metrics, health and profiles are served; default 127.0.0.1:7081.
+	HTTP string
+	// Data is the directory of the store; it has no default.
+	Data string
+	// Init creates a new cluster if Data is empty and no address in Join knows one.
+	Init bool
+	// Join are addresses of nodes of the cluster to join; they are used while
+	// Data is empty, and later when no known node answers.
+	Join []string
+	// Cluster and Node are what Data must belong to; 0: whatever it says.
+	Cluster uint64
+	Node    ids.NodeID
+	// Locality says where the node stands, key=value from large to small.
+	Locality []string
+
+	RangeSize     int64 // ranges above it are split; bytes, default 64 MiB
+	MaxValueBytes int   // larger values are refused; default 8 MiB
+	CacheBytes    int64 // block cache; default 256 MiB
+	ReserveBytes  int64 // disk kept free; 0: the store's default
+	Shards        int   // workers that drive the raft groups; 0: one per two cores
+	ReadWorkers   int   // goroutines that run reads; default GOMAXPROCS
+	// ReplicationFactor is how many copies placement keeps of every range; default 3.
+	ReplicationFactor int
+	GCWindow          time.Duration // how long old versions are kept; default 10 minutes
+	DrainTimeout      time.Duration // how long a graceful stop hands over leaders; default 10 s
+
+	Logger  *slog.Logger
+	Version string // shown in status and metrics
+	Commit  string
+	// Notice is told in one line what a node waits for, and Ready once when it
+	// serves. Both may be nil; they are called on goroutines of Run.
+	Notice func(line string)
+	Ready  func(Info)
+}
+
+// Info is what a node says of itself when it is ready.
+type Info struct {
+	Node     ids.NodeID
+	Cluster  uint64
+	Client   string // address for clients and nodes
+	HTTP     string // address of HTTP
+	Data     string
+	Origin   string // how it came to its identity: initialised, joined, restarted
+	Nodes    []string
+	Replicas int
+	Leaders  int
+	Took     time.Duration
+	Version  string
+	Commit   string
+}
+
+// WithDefaults returns the configuration with every default filled in.
+func (c Config) WithDefaults() Config {
+	setDefault(&c.Listen, DefaultListen)
+	setDefault(&c.HTTP, DefaultHTTP)
+	setDefault(&c.RangeSize, DefaultRangeSize)
+	setDefault(&c.MaxValueBytes, kv.DefaultMaxValueBytes)
+	setDefault(&c.CacheBytes, DefaultCacheBytes)
+	setDefault(&c.ReadWorkers, runtime.GOMAXPROCS(0))
+	setDefault(&c.ReplicationFactor, DefaultReplicationFactor)
+	setDefault(&c.GCWindow, DefaultGCWindow)
+	setDefault(&c.DrainTimeout, DefaultDrainTimeout)
+	setDefault(&c.Version, "unreleased")
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Notice == nil {
+		c.Notice = func(string) {}
+	}
+	if c.Ready == nil {
+		c.Ready = func(Info) {}
+	}
+	return c
+}
+
+func setDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Validate returns nil, or one error that joins every fault of a configuration
+// with its defaults filled in, each naming its flag.
+func (c Config) Validate() error {
+	var faults []error
+	fault := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	fault(c.Data != "", "--data is missing: give the directory of the store")
+	host, listens := c.address(&faults, "--listen", c.Listen, true)
+	c.address(&faults, "--http", c.HTTP, true)
+	if c.Advertise != "" {
+		c.address(&faults, "--advertise", c.Advertise, false)
+	} else {
+		ip := net.ParseIP(host)
+		fault(!listens || host != "" && (ip == nil || !ip.IsUnspecified()),
+			"--listen %s names no host that others can reach: add --advertise HOST:PORT", c.Listen)
+	}
+	for _, a := range c.Join {
+		c.address(&faults, "--join", a, false)
+	}
+	fault(len(c.Locality) <= maxLocality, "--locality has %d tiers, at most %d are allowed",
+		len(c.Locality), maxLocality)
+	for _, l := range c.Locality {
+		k, v, ok := strings.Cut(l, "=")
+		fault(ok && k != "" && v != "", "--locality %q is not key=value", l)
+	}
+	fault(c.RangeSize >= minRangeSize, "--range-size is %d bytes, at least %d are needed",
+		c.RangeSize, minRangeSize)
+	fault(c.MaxValueBytes > 0 && c.MaxValueBytes <= maxValue,
+		"--max-value-size is %d bytes, it must lie between 1 and %d", c.MaxValueBytes, maxValue)
+	fault(c.CacheBytes >= minCache, "--cache-size is %d bytes, at least %d are needed",
+		c.CacheBytes, minCache)
+	fault(c.ReplicationFactor > 0 && c.ReplicationFactor%2 == 1,
+		"--replication is %d, it must be odd", c.ReplicationFactor)
+	fault(c.GCWindow > 0, "--gc-window is %v, it must be positive", c.GCWindow)
+	fault(c.DrainTimeout > 0, "--drain-timeout is %v, it must be positive", c.DrainTimeout)
+	fault(c.Shards >= 0, "--shards is %d, it must not be negative", c.Shards)
+	fault(c.ReadWorkers > 0, "--read-workers is %d, at least 1 is needed", c.ReadWorkers)
+	return errors.Join(faults...)
+}
+
+// address checks host:port and returns the host. Listening may leave the host
+// out and take port 0.
+func (c Config) address(faults *[]error, flag, addr string, listening bool) (host string, ok bool) {
+	host, port, err := net.SplitHostPort(addr)
+	switch {
+	case err != nil:
+		*faults = append(*faults, fmt.Errorf("%s %q is not host:port", flag, addr))
+	case port == "" || !listening && (host == "" || port == "0"):
+		*faults = append(*faults, fmt.Errorf("%s %q lacks a host or a port", flag, addr))
+	default:
+		ok = true
+	}
+	return host, ok
+}

@@ -1,0 +1,272 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/placement"
+	"github.com/flotilla-kv/flotilla/proto/kv"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
+)
+
+// Pace and bounds of reports.
+const (
+	reportEvery    = 100 * time.Millisecond // at most this often when something changed
+	heartbeatEvery = time.Second
+	startingEvery  = 200 * time.Millisecond // heartbeats until placement knows this node
+	reportTimeout  = 2 * time.Second
+	// maxFactsPerReport bounds a report by change; the rest goes with the next.
+	maxFactsPerReport = 8192
+	// maxDriverTries bounds the nodes asked for the driver in one round.
+	maxDriverTries = 8
+	// seedEvery is how often --join is asked while no known node answers.
+	seedEvery = 2 * time.Second
+)
+
+// reporter tells the driver what changed here and carries its orders out.
+type reporter struct {
+	n *node
+
+	mu    sync.Mutex
+	dirty map[ids.RangeID]*metapb.RangeFact // newest fact of each range; at most one a range
+
+	// The rest belongs to run.
+	full     bool // the next report has everything
+	lastSent time.Time
+	lastSeed time.Time
+}
+
+func newReporter(n *node) *reporter {
+	return &reporter{n: n, dirty: map[ids.RangeID]*metapb.RangeFact{}, full: true}
+}
+
+// fact notes a change; called on shards, never blocks.
+func (r *reporter) fact(f *metapb.RangeFact) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dirty[ids.RangeID(f.GetDescriptor_().GetRangeId())] = f
+}
+
+// take returns what has changed, in order of range id.
+func (r *reporter) take() []*metapb.RangeFact {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	facts := make([]*metapb.RangeFact, 0, len(r.dirty))
+	for _, f := range r.dirty {
+		facts = append(facts, f)
+	}
+	slices.SortFunc(facts, func(a, b *metapb.RangeFact) int {
+		return cmp.Compare(a.GetDescriptor_().GetRangeId(), b.GetDescriptor_().GetRangeId())
+	})
+	facts = facts[:min(len(facts), maxFactsPerReport)]
+	for _, f := range facts {
+		delete(r.dirty, ids.RangeID(f.GetDescriptor_().GetRangeId()))
+	}
+	return facts
+}
+
+// putBack keeps facts of a report that did not arrive, unless newer ones came.
+func (r *reporter) putBack(facts []*metapb.RangeFact) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range facts {
+		id := ids.RangeID(f.GetDescriptor_().GetRangeId())
+		if _, newer := r.dirty[id]; !newer {
+			r.dirty[id] = f
+		}
+	}
+}
+
+func (r *reporter) due() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wait := heartbeatEvery
+	if !r.n.ready.Load() {
+		wait = startingEvery
+	}
+	return len(r.dirty) > 0 || time.Since(r.lastSent) >= wait
+}
+
+// run reports until ctx ends.
+func (r *reporter) run(ctx context.Context) error {
+	return every(ctx, reportEvery, func() {
+		if r.due() {
+			r.round(ctx)
+		}
+	})
+}
+
+// round sends one report. Facts are counted as told only when it was answered.
+func (r *reporter) round(ctx context.Context) {
+	r.lastSent = time.Now()
+	report := r.compose()
+	reply, tried, err := r.n.report(ctx, report)
+	if err != nil {
+		if !report.Full {
+			r.putBack(report.Facts)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if !r.n.ready.Load() {
+			r.n.s.notice.say(fmt.Sprintf("waiting: %v finds nobody who leads the system range; "+
+				"tried %s", r.n.self, strings.Join(tried, ", ")))
+		}
+		r.askSeeds(ctx)
+		return
+	}
+	r.full = reply.GetWantFull()
+	r.n.learn(reply.GetNodes(), reply.GetSystemRange())
+	for _, o := range reply.GetOrders() {
+		r.n.order(o)
+	}
+	if _, registered := r.n.registry.resolve(r.n.self); registered {
+		r.n.becameReady()
+	}
+}
+
+func (r *reporter) compose() *metapb.NodeReport {
+	n := r.n
+	replicas, leaders := n.table.Counts()
+	report := &metapb.NodeReport{
+		Node: n.s.descriptor(n.self), Full: r.full,
+		DiskBytes: n.diskTotal.Load(), DiskFreeBytes: n.diskFree.Load(),
+		Replicas: uint32(replicas), Leaders: uint32(leaders),
+		ReadOnly: n.store.ReadOnly(), Draining: n.draining.Load(),
+	}
+	// What changed is taken first: a fact that is older than the full report
+	// must not follow it.
+	report.Facts = r.take()
+	if r.full {
+		report.Facts = n.table.Facts()
+	}
+	return report
+}
+
+// askSeeds looks for the others at the addresses of --join, for a cluster whose
+// nodes have all moved while this one was down.
+func (r *reporter) askSeeds(ctx context.Context) {
+	if len(r.n.cfg.Join) == 0 || time.Since(r.lastSeed) < seedEvery {
+		return
+	}
+	r.lastSeed = time.Now()
+	reply, _, err := r.n.s.askAll(ctx)
+	switch {
+	case err != nil && ctx.Err() == nil:
+		r.n.cfg.Logger.Warn("refused by a node of --join", "error", err)
+	case reply != nil:
+		r.n.learn(reply.GetNodes(), reply.GetSystemRange())
+	}
+}
+
+// learn takes news about nodes; a record that cannot be saved is only slower
+// to find the others after a restart.
+func (n *node) learn(nodes []*metapb.NodeDescriptor, system *metapb.RangeDescriptor) {
+	if err := n.registry.learn(nodes, system); err != nil {
+		n.cfg.Logger.Warn("node registry not saved", "error", err)
+	}
+}
+
+// order carries out one step of placement. A refusal is only logged: placement
+// sees by the facts what has become of its order.
+func (n *node) order(o *metapb.Order) {
+	n.table.Order(o, func(err error) {
+		if err != nil {
+			n.cfg.Logger.Debug("order refused", "range", o.GetRangeId(), "op", o.GetKind().String(),
+				"node", o.GetNodeId(), "error", err)
+		}
+	})
+}
+
+// report brings a report to whoever drives placement. On failure tried says in
+// words who was asked.
+func (n *node) report(
+	ctx context.Context, r *metapb.NodeReport,
+) (reply *metapb.NodeReportReply, tried []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	tried, err = n.atDriver(ctx, func(at ids.NodeID) (redirect ids.NodeID, err error) {
+		if at == n.self {
+			reply, err = n.reportHere(ctx, r)
+			return 0, err
+		}
+		control, _, err := n.transport.Control(at)
+		if err != nil {
+			return 0, err
+		}
+		reply, err = control.Report(ctx, r)
+		return ids.NodeID(reply.GetRedirectNode()), err
+	})
+	return reply, tried, err
+}
+
+// reportHere gives a report to this node's driver. Unlike other questions it is
+// taken while the driver still reads its registry.
+func (n *node) reportHere(
+	ctx context.Context, r *metapb.NodeReport,
+) (*metapb.NodeReportReply, error) {
+	return askOwner(ctx, n.driver, func(
+		d *placement.Driver, now time.Duration, reply func(*metapb.NodeReportReply, error),
+	) {
+		reply(d.Report(now, r), nil)
+	})
+}
+
+// systemLeader is the node that this one believes to lead the system range, 0 if
+// it does not know.
+func (n *node) systemLeader() ids.NodeID {
+	_, leader, ok := n.table.Route([]byte{kv.SystemPrefix})
+	if !ok {
+		return 0
+	}
+	return leader
+}
+
+// errNoDriver says that nobody drives placement as far as this node can tell.
+var errNoDriver = errors.New("no node answers for the system range")
+
+// atDriver calls ask with one node after the other, likeliest first, until one
+// answers as the driver: without error and without naming another.
+func (n *node) atDriver(
+	ctx context.Context, ask func(at ids.NodeID) (redirect ids.NodeID, err error),
+) (tried []string, err error) {
+	nodes := n.registry.drivers(n.systemLeader())
+	if len(nodes) == 0 {
+		nodes = []ids.NodeID{n.self} // the founder before it has registered
+	}
+	for i := 0; i < len(nodes) && i < maxDriverTries; i++ {
+		at := nodes[i]
+		redirect, err := ask(at)
+		if err == nil && redirect == 0 {
+			n.registry.drives(at)
+			return nil, nil
+		}
+		if c := status.Code(err); c == codes.FailedPrecondition || c == codes.InvalidArgument {
+			return nil, err // the driver's verdict
+		}
+		addr, _ := n.registry.resolve(at)
+		switch {
+		case err != nil:
+			tried = append(tried, fmt.Sprintf("%v %s (%s)", at, addr, inWords(err)))
+		default:
+			tried = append(tried, fmt.Sprintf("%v %s (sends to %v)", at, addr, redirect))
+			if !slices.Contains(nodes, redirect) {
+				nodes = slices.Insert(nodes, i+1, redirect)
+			}
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return tried, fmt.Errorf("%w: tried %s", errNoDriver, strings.Join(tried, ", "))
+}
