@@ -350,3 +350,36 @@ func TestOneTickAPassAndNoBurst(t *testing.T) {
 		t.Fatalf("%d ticks after a stall, want %d", got, maxPendingTicks)
 	}
 }
+
+func TestALogIsKeptForASnapshotInFlight(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 4, func(cfg *Config) { cfg.TruncateEntries = 8 })
+	c.bootstrap(7, 1, 2, 3)
+	m := c.elect(7, 1)
+	n := c.nodes[4]
+	n.holdJobs = true
+	if err := m.change(simple, "l4"); err != nil {
+		t.Fatal(err)
+	}
+	c.tick(4)
+	if len(m.g.sending) != 1 {
+		t.Fatalf("%d snapshots in flight", len(m.g.sending))
+	}
+	at := m.g.sending[0].index
+	// The receiver falls silent for longer than a follower may.
+	c.drop = func(from, to ids.NodeID, _ *Message) bool { return from == 4 || to == 4 }
+	c.tick(activeElections*defaultElectionTicks + 5)
+	for i := range 40 {
+		m.put(fmt.Sprint(i))
+	}
+	if first := m.status().FirstIndex; first > at+1 {
+		t.Fatalf("log cut to %d, the snapshot in flight is at %d", first, at)
+	}
+	c.drop, n.holdJobs = nil, false
+	c.settle()
+	c.tick(6)
+	c.agree(7, 1, 2, 3, 4)
+	if sent := c.nodes[1].host.Metrics().SnapshotsSent; sent != 1 {
+		t.Fatalf("%d snapshots", sent)
+	}
+}

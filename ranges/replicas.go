@@ -58,6 +58,9 @@ func (r *Replica) order(o *metapb.Order, done func(error)) {
 		return
 	}
 	next, change, err := r.plan(o)
+	if err == nil && !r.quorumCaughtUp(next) {
+		err = fmt.Errorf("%w: no majority of the voters afterwards has", ErrLagging)
+	}
 	if err == nil {
 		err = r.proposeReplicas(next, change, done)
 	}
@@ -160,6 +163,23 @@ func (r *Replica) caughtUp(id ids.ReplicaID) bool {
 		}
 	}
 	return false
+}
+
+// quorumCaughtUp says whether a majority of the voters that a change leads to
+// has the log. Otherwise the group could change into one that cannot go on
+// without this leader: the missing voters may not even be born.
+func (r *Replica) quorumCaughtUp(next *metapb.RangeDescriptor) bool {
+	voters, ready := 0, 0
+	for _, x := range next.GetReplicas() {
+		if x.GetRole() != roleVoter && x.GetRole() != roleIncoming {
+			continue
+		}
+		voters++
+		if id := ids.ReplicaID(x.GetReplicaId()); id == r.self || r.caughtUp(id) {
+			ready++
+		}
+	}
+	return ready > voters/2
 }
 
 // transfer hands leadership to a voter that can take it at once.

@@ -26,20 +26,13 @@ func wake(c chan struct{}) {
 // is what lets a restart begin above all of it.
 type boundKeeper struct {
 	clock  *hlc.Hybrid
-	wall   func() int64
 	extend func(hlc.Timestamp) error // makes a bound durable: Identity.ExtendBound
-
-	bound atomic.Uint64 // durable
-	asked atomic.Uint64 // highest stamp heard above it
-	kick  chan struct{}
+	bound  atomic.Uint64             // durable
+	kick   chan struct{}
 }
 
-func newBoundKeeper(
-	clock *hlc.Hybrid, wall func() int64, extend func(hlc.Timestamp) error,
-) *boundKeeper {
-	return &boundKeeper{
-		clock: clock, wall: wall, extend: extend, kick: make(chan struct{}, wakeSlots),
-	}
+func newBoundKeeper(clock *hlc.Hybrid, extend func(hlc.Timestamp) error) *boundKeeper {
+	return &boundKeeper{clock: clock, extend: extend, kick: make(chan struct{}, wakeSlots)}
 }
 
 // startOfClock returns where a clock begins that may have issued timestamps up
@@ -48,31 +41,19 @@ func startOfClock(wall int64, recorded hlc.Timestamp) hlc.Timestamp {
 	return max(hlc.New(wall, 0), recorded, 1)
 }
 
-// heard notes a remote stamp before it is adopted. A stamp above the bound
-// cannot be adopted and its frame is lost; the bound is raised at once, so that
-// the next one is heard. Any goroutine.
+// heard is told of a remote stamp after the clock was. A stamp above the bound
+// was not adopted, and its frame is lost; the clock remembers it if it is
+// tolerable, and the bound is raised at once so that the next one is heard. Any
+// goroutine.
 func (b *boundKeeper) heard(stamp hlc.Timestamp) {
-	if uint64(stamp) <= b.bound.Load() {
-		return
+	if uint64(stamp) > b.bound.Load() {
+		wake(b.kick)
 	}
-	for old := b.asked.Load(); old < uint64(stamp); old = b.asked.Load() {
-		if b.asked.CompareAndSwap(old, uint64(stamp)) {
-			break
-		}
-	}
-	wake(b.kick)
 }
 
 // step extends the bound if it is due. It blocks for two fsyncs.
 func (b *boundKeeper) step() error {
 	next, due := b.clock.NextBound(boundWindow)
-	asked := hlc.Timestamp(b.asked.Load())
-	// A stamp too far ahead is refused by the clock anyway: it must not pull
-	// the bound along.
-	tolerable := asked.Wall() <= b.wall()+maxAhead.Milliseconds()
-	if uint64(asked) > b.bound.Load() && tolerable {
-		next, due = max(next, asked+hlc.New(boundWindow.Milliseconds()/2, 0)), true
-	}
 	if !due || uint64(next) <= b.bound.Load() {
 		return nil
 	}

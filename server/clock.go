@@ -1,10 +1,6 @@
 package server
 
-import (
-	"time"
-
-	"github.com/flotilla-kv/flotilla/internal/hlc"
-)
+import "time"
 
 // Time constants of the hybrid clock.
 const (
@@ -16,14 +12,3 @@ const (
 	// boundEvery is how often the bound is looked at; half a window is left then.
 	boundEvery = 250 * time.Millisecond
 )
-
-// systemClock is the operating system's clocks.
-type systemClock struct{}
-
-var _ hlc.Clock = systemClock{}
-
-// Wall returns milliseconds since the Unix epoch.
-func (systemClock) Wall() int64 { return time.Now().UnixMilli() }
-
-// Monotonic returns time that never steps.
-func (systemClock) Monotonic() time.Duration { return monotonic() }

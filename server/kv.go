@@ -49,7 +49,7 @@ const (
 type kvService struct {
 	submit  func(*kv.Request, func(*kv.Response))
 	clock   *hlc.Hybrid
-	heard   func(hlc.Timestamp) // told of stamps before they are adopted
+	heard   func(hlc.Timestamp) // told of stamps that were not adopted
 	hello   func() *metapb.Hello
 	self    ids.NodeID
 	cluster uint64
@@ -172,8 +172,8 @@ func (k *kvService) greet(s grpc.ServerStream) error {
 // adopt moves the clock to a client's stamp before anything in its frame is
 // handled. Clients only pass on what nodes have issued.
 func (k *kvService) adopt(stamp hlc.Timestamp) error {
-	k.heard(stamp)
 	if err := k.clock.Update(stamp); err != nil {
+		k.heard(stamp)
 		return fmt.Errorf("adopt the client's clock: %w", err)
 	}
 	return nil

@@ -32,7 +32,7 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	e.gauge("disk_total_bytes", "Size of the disk.", float64(n.diskTotal.Load()))
 	e.gauge("disk_free_bytes", "Free space on the disk.", float64(n.diskFree.Load()))
 	e.gauge("clock_ahead_seconds", "Lead of the hybrid clock over the wall clock.",
-		float64(n.clock.Peek().Wall()-systemClock{}.Wall())/1e3)
+		float64(n.clock.Peek().Wall()-c.s.clock.Wall())/1e3)
 	e.transport(n)
 	e.requests(&n.kv.metrics)
 }

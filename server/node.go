@@ -68,9 +68,9 @@ func newNode(s *Server, m *membership) (*node, error) {
 		s: s, cfg: &s.cfg, self: m.node, cluster: m.cluster, origin: m.origin, store: s.store,
 	}
 	rec := n.store.Identity().Record()
-	phys := systemClock{}
+	phys := s.clock
 	n.clock = hlc.NewHybrid(phys, startOfClock(phys.Wall(), rec.Bound), maxAhead)
-	n.bound = newBoundKeeper(n.clock, phys.Wall, n.store.Identity().ExtendBound)
+	n.bound = newBoundKeeper(n.clock, n.store.Identity().ExtendBound)
 	if err := n.bound.step(); err != nil {
 		return nil, err
 	}
@@ -92,8 +92,8 @@ func newNode(s *Server, m *membership) (*node, error) {
 	n.transport = rpc.NewTransport(rpc.Config{
 		Self: n.self, Clock: n.clock, Hello: n.hello, Met: n.met, Resolve: n.registry.resolve,
 		Receive: func(f multiraft.Frame) {
-			n.bound.heard(f.Stamp)
 			n.host.Receive(f)
+			n.bound.heard(f.Stamp)
 		},
 		Lost:   func(p ids.NodeID) { n.host.Unreachable(p) },
 		Admit:  n.table.AdmitSnapshot,
@@ -271,7 +271,6 @@ func (n *node) met(h *metapb.Hello) error {
 		return fmt.Errorf("a peer calls itself %v, and so is this node: one of them runs on a "+
 			"copied directory", peer)
 	}
-	n.bound.heard(hlc.Timestamp(h.GetStamp()))
 	return n.store.Identity().MetPeer(peer, ids.Life(h.GetLife()), h.GetMark())
 }
 

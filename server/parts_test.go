@@ -37,6 +37,7 @@ func TestEveryReadRunsOnceAlsoWhenThePoolEnds(t *testing.T) {
 	t.Parallel()
 	p := newReadPool(3)
 	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- p.run(ctx) }()
 	var ran atomic.Int64
@@ -87,7 +88,7 @@ func TestBoundIsDurableBeforeTheClockUsesIt(t *testing.T) {
 	t.Parallel()
 	clock := hlc.NewHybrid(stillClock{wall: 1000}, startOfClock(1000, hlc.New(1500, 7)), maxAhead)
 	var durable hlc.Timestamp
-	b := newBoundKeeper(clock, stillClock{wall: 1000}.Wall, func(ts hlc.Timestamp) error {
+	b := newBoundKeeper(clock, func(ts hlc.Timestamp) error {
 		if ts <= durable {
 			t.Fatalf("bound went from %d to %d", durable, ts)
 		}
@@ -106,7 +107,13 @@ func TestBoundIsDurableBeforeTheClockUsesIt(t *testing.T) {
 	}
 	// A peer restarted and is ahead of the bound: its next frame is heard.
 	ahead := durable + hlc.New(200, 0)
+	if err := clock.Update(ahead); !errors.Is(err, hlc.ErrBound) {
+		t.Fatalf("adopted %d above the bound %d: %v", ahead, durable, err)
+	}
 	b.heard(ahead)
+	if len(b.kick) == 0 {
+		t.Fatal("a stamp above the bound does not raise it at once")
+	}
 	if err := b.step(); err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +122,9 @@ func TestBoundIsDurableBeforeTheClockUsesIt(t *testing.T) {
 	}
 	// A peer gone mad does not pull the bound along.
 	before := durable
-	b.heard(hlc.New(1<<40, 0))
+	if err := clock.Update(hlc.New(1<<40, 0)); !errors.Is(err, hlc.ErrTooFarAhead) {
+		t.Fatal(err)
+	}
 	if err := b.step(); err != nil {
 		t.Fatal(err)
 	}

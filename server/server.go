@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flotilla-kv/flotilla/internal/hlc"
+	"github.com/flotilla-kv/flotilla/internal/hlc/osclock"
 	"github.com/flotilla-kv/flotilla/rpc"
 	"github.com/flotilla-kv/flotilla/store"
 )
@@ -28,6 +30,7 @@ type Server struct {
 	grpcLn    net.Listener
 	httpLn    net.Listener
 	advertise string
+	clock     hlc.Clock
 	notice    *notices
 	node      atomic.Pointer[node] // nil until booted
 }
@@ -40,6 +43,7 @@ func New(cfg Config) (*Server, error) {
 	if err := s.cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("invalid configuration: %w", err)
 	}
+	s.clock = osclock.New()
 	s.notice = &notices{out: s.cfg.Notice}
 	var err error
 	if s.grpcLn, err = listen("--listen", s.cfg.Listen); err != nil {

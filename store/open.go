@@ -68,7 +68,6 @@ func (s *Store) open() error {
 	if err := s.emptySnapshotDir(); err != nil {
 		return openError(s.o.Dir, ErrUnreadable, err.Error(), "check the directory's permissions")
 	}
-	s.resyncImmutables()
 	return nil
 }
 

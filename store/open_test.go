@@ -208,7 +208,7 @@ func TestSimulatedCrashLosesExactlyWhatWasNotWaitedFor(t *testing.T) {
 	must(t, err)
 	must(t, p.Wait())
 	b.Reset()
-	must(t, s.State().PutLocal(b, "not waited", make([]byte, 4<<20)))
+	must(t, s.State().PutLocal(b, "not waited", make([]byte, 3<<20)))
 	if _, err = s.CommitSync(b); err != nil {
 		t.Fatal(err)
 	}

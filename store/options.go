@@ -15,6 +15,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/cockroachkvs"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/flotilla-kv/flotilla/internal/invariant"
 )
 
 // Options configure a store. The zero value of a field means its default.
@@ -38,7 +40,9 @@ type Options struct {
 	// goroutine that found the defect panics.
 	Fatal func(msg string)
 	// Simulated stores start a sync only when it is waited for and compact only
-	// when told, so that a crash loses what was not waited for, replayably.
+	// when told, so that a crash loses what was not waited for, replayably: until
+	// MemTableBytes were written in one life, or half of it in one batch. Then
+	// Pebble begins a new memtable and syncs what stands before it.
 	Simulated bool
 	Random    func() uint64 // store id, marks; default crypto/rand
 }
@@ -61,6 +65,7 @@ const (
 	engineFormat = pebble.FormatValueSeparation
 
 	memTableStopWrites = 4         // memtables; small ones cost a third of all throughput
+	minStallSlack      = 1 << 20   // bytes between two looks at the memtables' size
 	l0Compaction       = 8         // level-0 depth at which compaction starts
 	l0StopWrites       = 64        // level-0 depth at which Pebble stalls; refused long before
 	l0Refuse           = 40        // depth at which WriteStalled begins,
@@ -168,16 +173,8 @@ func (s *Store) eventListener() *pebble.EventListener {
 			}
 			s.o.Logger.Error("engine background error", "op", "flush or compaction", "error", err)
 		},
-		DiskSlow: s.onDiskSlow,
-		WALCreated: func(pebble.WALCreateInfo) {
-			s.marks.want()
-			s.immutables.Add(1)
-		},
-		FlushEnd: func(i pebble.FlushInfo) {
-			if i.Err == nil {
-				s.immutables.Add(-int64(i.Input))
-			}
-		},
+		DiskSlow:   s.onDiskSlow,
+		WALCreated: func(pebble.WALCreateInfo) { s.marks.want() },
 		WriteStallBegin: func(i pebble.WriteStallBeginInfo) {
 			s.stalled.Store(true)
 			m.writeStalls.Add(1)
@@ -214,5 +211,5 @@ func (l engineLogger) Fatalf(format string, args ...any) {
 // fatal reports that the store cannot keep a promise, and does not return.
 func (s *Store) fatal(msg string) {
 	s.o.Fatal(fmt.Sprintf("store %q: %s", s.o.Dir, msg))
-	panic("store: " + msg)
+	invariant.Failf("store %q: %s", s.o.Dir, msg)
 }

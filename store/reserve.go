@@ -45,33 +45,37 @@ func (s *Store) CheckDisk() (total, free uint64, err error) {
 // are refused and incoming appends dropped meanwhile, so that no shard blocks
 // inside a commit. Cheap.
 //
-// Pebble stalls when a rotation would make one memtable more than
-// memTableStopWrites. So writes are refused when all but the current one are
-// waiting for their flush: the current one is the slack for what is under way.
+// Pebble stalls when a memtable is full and all of them together have
+// memTableStopWrites times the full size. So writes are refused from that size
+// on: the current memtable is the slack for what is under way. Counting
+// memtables instead is wrong: a young store has many small ones, which Pebble
+// does not flush before they are half a full one together, so a store that
+// refused writes for their number would refuse them for ever.
+//
+// The size is asked for only after enough was committed to matter.
 func (s *Store) WriteStalled() bool {
 	if s.stalled.Load() || s.deep.Load() {
 		return true
 	}
-	if s.immutables.Load() < memTableStopWrites-1 {
+	written := s.metrics.commitBytes.Load()
+	if written < s.quietUntil.Load() {
 		return false
 	}
-	// The count comes from events and may drift; the real one costs some
-	// microseconds, and is asked for only when it matters.
-	return s.resyncImmutables() >= memTableStopWrites-1
-}
-
-// resyncImmutables sets the count of waiting memtables to what Pebble says.
-func (s *Store) resyncImmutables() int64 {
-	n := s.db.Metrics().MemTable.Count - 1
-	s.immutables.Store(n)
-	return n
+	limit := uint64(memTableStopWrites) * s.o.MemTableBytes
+	size := s.db.Metrics().MemTable.Size
+	if size >= limit {
+		return true
+	}
+	// A committed byte takes more than one in a memtable, for small records
+	// some; an eighth of what is left leaves room for that.
+	s.quietUntil.Store(written + max((limit-size)/8, minStallSlack))
+	return false
 }
 
 // checkPressure looks at the depth of level 0, with hysteresis. It grows by one
 // per flushed memtable, so every few seconds is often enough.
 func (s *Store) checkPressure() {
 	m := s.db.Metrics()
-	s.immutables.Store(m.MemTable.Count - 1)
 	switch depth := m.Levels[0].Sublevels; {
 	case s.o.Simulated: // compaction is the simulator's business
 	case depth >= l0Refuse && !s.deep.Swap(true):

@@ -27,9 +27,9 @@ type Store struct {
 	metrics  counters
 	batches  sync.Pool // *Batch
 
-	immutables atomic.Int64 // memtables that wait for their flush, about
-	stalled    atomic.Bool  // Pebble stalls writes now
-	deep       atomic.Bool  // level 0 is so deep that writes are refused
+	quietUntil atomic.Uint64 // committed bytes before which memtables cannot be near a stall
+	stalled    atomic.Bool   // Pebble stalls writes now
+	deep       atomic.Bool   // level 0 is so deep that writes are refused
 	readOnly   atomic.Bool
 	snapshotID atomic.Uint64 // names of files in the snapshot directory
 }

@@ -40,7 +40,7 @@ func (w *world) randomWrite(keys int) kv.Request {
 // effect with what was said.
 func TestWritesTakeEffectAsTheirCallersWereTold(t *testing.T) {
 	t.Parallel()
-	for round := range 40 {
+	for round := range 20 {
 		seed := rand.Uint64()
 		w := newWorld(t, seed, 3)
 		w.faults = true
@@ -128,7 +128,7 @@ func (w *world) judge(seed uint64, x write) {
 // split while the scan runs, and no bound on anything.
 func TestScanMissesNoAcknowledgedWrite(t *testing.T) {
 	t.Parallel()
-	for range 60 {
+	for range 30 {
 		seed := rand.Uint64()
 		w := newWorld(t, seed, 3)
 		w.cluster.PageRows = 5

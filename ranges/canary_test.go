@@ -1,0 +1,104 @@
+//go:build canary
+
+package ranges
+
+import (
+	"testing"
+
+	"github.com/flotilla-kv/flotilla/internal/canary"
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/multiraft"
+	"github.com/flotilla-kv/flotilla/proto/kv"
+)
+
+// Each planted bug shows in a small scenario. Not parallel: the plant is global.
+// Run with: go test -tags canary -run TestPlanted ./ranges
+func TestPlantedBugsShow(t *testing.T) {
+	cases := []struct {
+		bug   canary.Bug
+		shows func(t *testing.T) bool
+	}{
+		{canary.RetryTwice, func(t *testing.T) bool {
+			n := oneNode(t, nil).nodes[1]
+			req := n.putRequest("k", "v")
+			return n.do(req).Timestamp != n.do(req).Timestamp
+		}},
+		{canary.NoLatchWait, func(t *testing.T) bool {
+			w := oneNode(t, nil)
+			n := w.nodes[1]
+			won := 0
+			for i := range 2 {
+				n.table.Submit(&kv.Request{
+					Verb: kv.VerbCompareAndSwap, Key: key("k"), Value: []byte{byte(i)},
+					Expect: kv.ExpectAbsent, Identity: n.identity(),
+				}, func(r *kv.Response) {
+					if r.Code == kv.CodeOK {
+						won++
+					}
+				})
+			}
+			w.settle()
+			return won == 2
+		}},
+		{canary.SkipBoundsRecheck, func(t *testing.T) bool {
+			w := oneNode(t, nil)
+			n := w.nodes[1]
+			n.put("m", "v")
+			n.holdJobs = true
+			get := n.start(&kv.Request{Verb: kv.VerbGet, Key: key("m")})
+			w.settle()
+			held := n.jobs
+			n.jobs, n.holdJobs = nil, false
+			w.split(2, "k")
+			for _, job := range held {
+				job()
+			}
+			return get.resp.Code == kv.CodeOK
+		}},
+		{canary.NoTombstone, func(t *testing.T) bool {
+			w := oneNode(t, nil)
+			n := w.nodes[1]
+			n.table.OnGone(2, 5)
+			w.settle()
+			next, err := n.store.Log().Tombstone(2)
+			must(t, err)
+			return next == 0
+		}},
+		{canary.ForeignTerm, func(t *testing.T) bool {
+			d := &state{}
+			h := header{kind: kindWrite, term: 1}
+			return h.accepts(d, 2, canary.On(canary.ForeignTerm))
+		}},
+		{canary.StaleReadIndex, func(t *testing.T) bool {
+			w := threeNodes(t, nil)
+			l := w.leader(2)
+			l.put("k", "old")
+			cut := l.id
+			w.drop = func(from, to ids.NodeID, _ *multiraft.Message) bool {
+				return from == cut || to == cut
+			}
+			for range 60 { // the cut-off leader is not ticked: it believes still
+				for _, n := range w.nodes[1:] {
+					if n != l {
+						n.host.Tick()
+					}
+				}
+				w.settle()
+			}
+			for _, n := range w.nodes[1:] {
+				if n != l && n.table.Leads(2) {
+					n.put("k", "new")
+					return l.get("k") == "old"
+				}
+			}
+			return false
+		}},
+	}
+	for _, c := range cases {
+		canary.Plant(c.bug)
+		if !c.shows(t) {
+			t.Errorf("%s does not show", c.bug)
+		}
+		canary.Plant("")
+	}
+}
