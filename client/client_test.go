@@ -300,7 +300,8 @@ func TestOpenNamesEveryEndpointAndWhy(t *testing.T) {
 	}
 	dead := l.Addr().String()
 	_ = l.Close()
-	_, err = client.Open(t.Context(), []string{dead}, client.WithOpenTimeout(50*time.Millisecond))
+	_, err = client.Open(t.Context(), []string{dead},
+		client.WithOpenTimeout(50*time.Millisecond))
 	if !errors.Is(err, client.ErrUnavailable) ||
 		!strings.Contains(err.Error(), dead+" (connection refused)") {
 		t.Errorf("open: %v", err)

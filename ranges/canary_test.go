@@ -14,10 +14,22 @@ import (
 // Each planted bug shows in a small scenario. Not parallel: the plant is global.
 // Run with: go test -tags canary -run TestPlanted ./ranges
 func TestPlantedBugsShow(t *testing.T) {
-	cases := []struct {
-		bug   canary.Bug
-		shows func(t *testing.T) bool
-	}{
+	for _, c := range append(plantedWrites(), plantedReads()...) {
+		canary.Plant(c.bug)
+		if !c.shows(t) {
+			t.Errorf("%s does not show", c.bug)
+		}
+		canary.Plant("")
+	}
+}
+
+type plantedCase struct {
+	bug   canary.Bug
+	shows func(t *testing.T) bool
+}
+
+func plantedWrites() []plantedCase {
+	return []plantedCase{
 		{canary.RetryTwice, func(t *testing.T) bool {
 			n := oneNode(t, nil).nodes[1]
 			req := n.putRequest("k", "v")
@@ -40,6 +52,11 @@ func TestPlantedBugsShow(t *testing.T) {
 			w.settle()
 			return won == 2
 		}},
+	}
+}
+
+func plantedReads() []plantedCase {
+	return []plantedCase{
 		{canary.SkipBoundsRecheck, func(t *testing.T) bool {
 			w := oneNode(t, nil)
 			n := w.nodes[1]
@@ -93,12 +110,5 @@ func TestPlantedBugsShow(t *testing.T) {
 			}
 			return false
 		}},
-	}
-	for _, c := range cases {
-		canary.Plant(c.bug)
-		if !c.shows(t) {
-			t.Errorf("%s does not show", c.bug)
-		}
-		canary.Plant("")
 	}
 }

@@ -151,7 +151,8 @@ func (w *world) verify(t *testing.T, seed uint64, clients []*client) {
 		for _, c := range clients {
 			if c.swap != nil || c.call != nil {
 				w.dump()
-				t.Fatalf("seed %d: client %d never heard how %+v (%+v) ended, last %+v", seed, c.id, c.swap, c.call, c.last)
+				t.Fatalf("seed %d: client %d never heard how %+v ended, last %+v",
+					seed, c.id, c.swap, c.last)
 			}
 			want += c.wins[name]
 		}
@@ -312,8 +313,8 @@ func (w *world) dump() {
 	for _, n := range w.nodes[1:] {
 		for _, r := range n.table.all() {
 			s := r.state.Load()
-			w.t.Logf("%v down %v %v replica %d applied %d lead %+v change %+v %v", n.id, n.down, r.id, r.self,
-				s.applied, s.lead, r.change, s.desc)
+			w.t.Logf("%v %v replica %d applied %d lead %+v change %+v %v",
+				n.id, r.id, r.self, s.applied, s.lead, r.change, s.desc)
 		}
 	}
 }
@@ -323,5 +324,5 @@ func chaosSeeds() int {
 	if n, err := strconv.Atoi(os.Getenv("FLOTILLA_SEEDS")); err == nil {
 		return n
 	}
-	return 6
+	return 4
 }

@@ -128,7 +128,9 @@ func TestLostLeadershipLeavesTheOutcomeOpenAndTheRetryFindsIt(t *testing.T) {
 		}
 	}
 	cut := l.id
-	w.drop = func(from, to ids.NodeID, _ *multiraft.Message) bool { return from == cut || to == cut }
+	w.drop = func(from, to ids.NodeID, _ *multiraft.Message) bool {
+		return from == cut || to == cut
+	}
 	w.tick(40)
 	if c.count != 1 {
 		t.Fatalf("answered %d times", c.count)

@@ -80,6 +80,10 @@ func (rd *read) granted() {
 		rd.answer(r.notLeader(false))
 		return
 	}
+	if rd.fixesInstant() && !holdsSpan(s.desc, rd.req.Key, rd.spanEnd()) {
+		rd.answer(r.table.wrongRange(rd.req.Key, rd.req.End))
+		return
+	}
 	if rd.req.Verb == kv.VerbReadTimestamp {
 		rd.answer(&kv.Response{Timestamp: rd.ts})
 		return
@@ -92,6 +96,23 @@ func (rd *read) granted() {
 		return
 	}
 	r.reads.push(rd, r)
+}
+
+// fixesInstant says that this read's timestamp is to become the instant of a
+// whole span. Such a span must lie in this range: one that was clipped to it
+// would leave the client believing that the rest was asked, too, and a write
+// acknowledged by the rest's leader may lie above this leader's clock.
+func (rd *read) fixesInstant() bool {
+	return rd.req.Verb == kv.VerbReadTimestamp ||
+		rd.req.Verb == kv.VerbScan && rd.req.Timestamp == 0
+}
+
+// spanEnd is the end of the span that the request names, one key at least.
+func (rd *read) spanEnd() []byte {
+	if len(rd.req.End) > 0 {
+		return rd.req.End
+	}
+	return append(bytes.Clone(rd.req.Key), 0)
 }
 
 // aborted: leadership was lost while the read waited.

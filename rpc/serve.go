@@ -121,7 +121,9 @@ func (t *Transport) greet(h *metapb.Hello) error {
 // accept exchanges hellos on an inbound stream. It returns who called, and
 // superseded, which says that a later life of that node has called since: the
 // caller's process is dead then, and its late frames must not be heard.
-func (t *Transport) accept(s grpc.ServerStream) (from ids.NodeID, superseded func() bool, err error) {
+func (t *Transport) accept(
+	s grpc.ServerStream,
+) (from ids.NodeID, superseded func() bool, err error) {
 	h := &metapb.Hello{}
 	if err := t.receiveProto(s, kindHello, h); err != nil {
 		return 0, nil, status.Error(codes.InvalidArgument, err.Error())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -160,7 +161,7 @@ func TestAnswersComeOutOfOrderAndOnce(t *testing.T) {
 	const total = 1000
 	d.write(kv.AppendRequests(nil, hlc.New(1001, 0), gets(1, total)))
 	for d.table.arrived.Load() < total {
-		time.Sleep(time.Millisecond)
+		runtime.Gosched()
 	}
 	held := d.table.release()
 	for i := len(held) - 1; i >= 0; i-- {
@@ -188,7 +189,7 @@ func TestStreamIsNotReadBeyondItsBound(t *testing.T) {
 	const total = maxStreamRequests + 500
 	d.write(kv.AppendRequests(nil, hlc.New(1000, 9), gets(1, total)))
 	for d.table.arrived.Load() < maxStreamRequests {
-		time.Sleep(time.Millisecond)
+		runtime.Gosched()
 	}
 	answered := 0
 	for answered < total {
@@ -282,7 +283,7 @@ func TestClientThatHasSaidAllStillGetsItsAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for d.table.arrived.Load() < 3 {
-		time.Sleep(time.Millisecond)
+		runtime.Gosched()
 	}
 	for _, h := range d.table.release() {
 		h.done(&kv.Response{ID: h.req.ID})

@@ -33,6 +33,8 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	e.gauge("disk_free_bytes", "Free space on the disk.", float64(n.diskFree.Load()))
 	e.gauge("clock_ahead_seconds", "Lead of the hybrid clock over the wall clock.",
 		float64(n.clock.Peek().Wall()-c.s.clock.Wall())/1e3)
+	e.gauge("clock_step_seconds", "Step of the wall clock that this node does not follow.",
+		c.s.clock.Step().Seconds())
 	e.transport(n)
 	e.requests(&n.kv.metrics)
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -74,7 +75,7 @@ func TestRangeIDsAreFetchedAheadAndNeverTwice(t *testing.T) {
 	for len(seen) < 1000 {
 		id, ok := b.next()
 		if !ok {
-			time.Sleep(time.Millisecond)
+			runtime.Gosched()
 			continue
 		}
 		if seen[id] || id < 100 {

@@ -16,7 +16,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/hlc/osclock"
 	"github.com/flotilla-kv/flotilla/rpc"
 	"github.com/flotilla-kv/flotilla/store"
@@ -30,7 +29,7 @@ type Server struct {
 	grpcLn    net.Listener
 	httpLn    net.Listener
 	advertise string
-	clock     hlc.Clock
+	clock     *osclock.Clock
 	notice    *notices
 	node      atomic.Pointer[node] // nil until booted
 }

@@ -40,7 +40,7 @@ func (w *world) randomWrite(keys int) kv.Request {
 // effect with what was said.
 func TestWritesTakeEffectAsTheirCallersWereTold(t *testing.T) {
 	t.Parallel()
-	for round := range 20 {
+	for round := range 12 {
 		seed := rand.Uint64()
 		w := newWorld(t, seed, 3)
 		w.faults = true

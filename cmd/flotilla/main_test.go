@@ -316,7 +316,9 @@ func TestEndpointsComeFromFlagThenEnvironmentThenProfile(t *testing.T) {
 
 func TestPrefixEnd(t *testing.T) {
 	t.Parallel()
-	for prefix, want := range map[string]string{"a": "b", "a\xff": "b", "\xff\xff": "", "a\x00": "a\x01"} {
+	for prefix, want := range map[string]string{
+		"a": "b", "a\xff": "b", "\xff\xff": "", "a\x00": "a\x01",
+	} {
 		if got := prefixEnd([]byte(prefix)); string(got) != want {
 			t.Errorf("prefixEnd(%q) = %q, want %q", prefix, got, want)
 		}

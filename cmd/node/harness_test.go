@@ -40,7 +40,7 @@ const patience = 60 * time.Second
 
 // cluster is some node processes on loopback.
 type cluster struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	nodes []*process // by number less one
 }
@@ -70,7 +70,7 @@ func (l *lockedBuffer) String() string {
 }
 
 // freePort finds a port that is free now.
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -80,7 +80,7 @@ func freePort(t *testing.T) string {
 	return ln.Addr().String()
 }
 
-func newCluster(t *testing.T, n int) *cluster {
+func newCluster(t testing.TB, n int) *cluster {
 	c := &cluster{t: t, dir: t.TempDir()}
 	for i := range n {
 		p := &process{grpc: freePort(t), http: freePort(t), log: &lockedBuffer{}}
@@ -143,7 +143,7 @@ func (c *cluster) stop(i int) int {
 }
 
 // eventually repeats f until it succeeds.
-func eventually(t *testing.T, what string, f func(ctx context.Context) error) {
+func eventually(t testing.TB, what string, f func(ctx context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

@@ -48,7 +48,7 @@ func TestImportSurvivesAKillAndExportsTheSameBytes(t *testing.T) {
 		t.Errorf("export differs: %d bytes instead of %d", len(out.stdout), in.Len())
 	}
 	ranges := c.flotilla("-o", "json", "ranges", "ls")
-	if n := strings.Count(ranges.stdout, `"range_id"`); n < 4 {
+	if n := strings.Count(ranges.stdout, `"generation"`); n < 4 {
 		t.Errorf("only %d ranges: nothing split\n%s", n, ranges.stdout)
 	}
 }

@@ -63,7 +63,7 @@ func (c *client) arm() {
 func (c *client) Send(to ids.NodeID, r *kv.Request) {
 	s := c.sim
 	if to == 0 {
-		to = ids.NodeID(1 + c.rand.IntN(len(s.nodes)))
+		to = s.machines[c.rand.IntN(len(s.machines))].id
 	}
 	n := s.nodes[to]
 	life := c.life[to]
@@ -134,7 +134,7 @@ func (c *client) lost(n ids.NodeID) {
 // Lookup asks a random node, which asks the driver's node if it must.
 func (c *client) Lookup(token uint64, r *adminpb.LookupRequest) {
 	s := c.sim
-	n := s.nodes[ids.NodeID(1+c.rand.IntN(len(s.nodes)))]
+	n := s.machines[c.rand.IntN(len(s.machines))]
 	done := false
 	finish := func(reply *adminpb.LookupReply, err error) {
 		if !done {

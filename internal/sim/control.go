@@ -40,11 +40,11 @@ func (c *control) started() {
 // join asks every other machine in turn until the registry answers.
 func (c *control) join() {
 	n := c.n
-	target := n.sim.nodes[ids.NodeID(1+n.rand.IntN(len(n.sim.nodes)))]
-	if c.target != 0 {
-		target = n.sim.nodes[c.target]
-		c.target = 0
+	target := n.sim.nodes[c.target]
+	if target == nil {
+		target = n.sim.machines[n.rand.IntN(len(n.sim.machines))]
 	}
+	c.target = 0
 	joined := false
 	n.sim.net.call(n, target, func(reply func(func())) {
 		target.join(n, reply)
@@ -85,12 +85,9 @@ func (n *node) joined(r *adminpb.JoinReply) {
 	if n.store.Identity().Record().Node != 0 {
 		return // an earlier reply won
 	}
-	// Machines must get their number as id, so that links can be found by it:
-	// the simulator boots them one after the other.
-	if ids.NodeID(r.NodeId) != n.id {
-		n.sim.fail("%s was given id %d", n.id, r.NodeId)
-		return
-	}
+	delete(n.sim.nodes, n.id)
+	n.id = ids.NodeID(r.NodeId)
+	n.sim.nodes[n.id] = n
 	if err := n.store.Identity().Join(r.ClusterId, n.id); err != nil {
 		n.sim.fail("join %s: %v", n.id, err)
 		return
@@ -115,13 +112,14 @@ func (c *control) driverNode() *node {
 	if c.n.table.Leads(1) {
 		return c.n
 	}
-	if c.target != 0 && c.target != c.n.id {
-		return c.n.sim.nodes[c.target]
+	if target := c.n.sim.nodes[c.target]; target != nil && c.target != c.n.id {
+		return target
 	}
-	if _, leader, ok := c.n.table.Route([]byte{kv.SystemPrefix}); ok && leader != 0 {
-		return c.n.sim.nodes[leader]
+	_, leader, _ := c.n.table.Route([]byte{kv.SystemPrefix})
+	if target := c.n.sim.nodes[leader]; target != nil {
+		return target
 	}
-	return c.n.sim.nodes[ids.NodeID(1+c.n.rand.IntN(len(c.n.sim.nodes)))]
+	return c.n.sim.machines[c.n.rand.IntN(len(c.n.sim.machines))]
 }
 
 // report sends what changed, or a sign of life each second.

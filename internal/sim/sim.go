@@ -52,6 +52,10 @@ func Derive(seed uint64) Options {
 	return o
 }
 
+// provisional is added to a machine's number to name it until it has joined and
+// has an id: ids may skip numbers when joins are repeated.
+const provisional = 1000
+
 // Result is what a run came to.
 type Result struct {
 	Seed     uint64
@@ -125,8 +129,11 @@ func newSim(o Options) *Sim {
 	}
 	for i := 1; i <= o.Nodes; i++ {
 		n := &node{
-			sim: s, id: ids.NodeID(i), physical: newClock(s.loop, s.clockRand),
+			sim: s, id: provisional + ids.NodeID(i), physical: newClock(s.loop, s.clockRand),
 			fs: newDisk(), rand: stream(o.Seed, concernDisk+uint64(i)<<8), disk: o.Disk,
+		}
+		if i == 1 {
+			n.id = 1
 		}
 		s.machines = append(s.machines, n)
 		s.nodes[n.id] = n
@@ -163,7 +170,8 @@ func (s *Sim) run() {
 	s.finish()
 }
 
-// assemble boots the machines one after the other, so that each gets its number.
+// assemble boots the machines one after the other and waits until the ranges
+// have their copies.
 func (s *Sim) assemble() bool {
 	for _, n := range s.machines {
 		if err := n.boot(); err != nil {
