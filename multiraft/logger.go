@@ -3,6 +3,8 @@ package multiraft
 import (
 	"fmt"
 	"log/slog"
+
+	"github.com/flotilla-kv/flotilla/internal/invariant"
 )
 
 // raftLogger is what raft logs to, one for each shard. Debug and Info, which
@@ -34,7 +36,9 @@ func (l *raftLogger) Error(v ...any) {
 
 func (l *raftLogger) Errorf(f string, v ...any) { l.Error(fmt.Sprintf(f, v...)) }
 
-func (l *raftLogger) Fatal(v ...any)            { panic(fmt.Sprint(v...)) }
-func (l *raftLogger) Fatalf(f string, v ...any) { panic(fmt.Sprintf(f, v...)) }
-func (l *raftLogger) Panic(v ...any)            { panic(fmt.Sprint(v...)) }
-func (l *raftLogger) Panicf(f string, v ...any) { panic(fmt.Sprintf(f, v...)) }
+func (l *raftLogger) Fatal(v ...any)            { l.stop(fmt.Sprint(v...)) }
+func (l *raftLogger) Fatalf(f string, v ...any) { l.stop(fmt.Sprintf(f, v...)) }
+func (l *raftLogger) Panic(v ...any)            { l.stop(fmt.Sprint(v...)) }
+func (l *raftLogger) Panicf(f string, v ...any) { l.stop(fmt.Sprintf(f, v...)) }
+
+func (*raftLogger) stop(text string) { invariant.Failf("raft: %s", text) }

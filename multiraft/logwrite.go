@@ -74,9 +74,11 @@ func (g *Group) stageAppend(b *store.Batch, m *raftpb.Message) (bool, error) {
 	return true, nil
 }
 
-// canPayOwed says whether responses are owed a sync that may be started.
+// canPayOwed says whether writes are owed a sync that may be started. Bytes tell,
+// not responses: a write that nobody waits for yet may be what the next
+// response rests on.
 func (s *shard) canPayOwed() bool {
-	return len(s.owed) > 0 && s.inbox.inFlight() < maxSyncs
+	return s.owedBytes > 0 && s.inbox.inFlight() < maxSyncs
 }
 
 // commitLog commits a batch (which may be empty if something is owed).
@@ -129,7 +131,7 @@ func (s *shard) respond(responses []response) {
 	case len(responses) == 0:
 	case canary.On(canary.ResponsePastSync):
 		s.deliver(responses)
-	case len(s.owed) > 0:
+	case s.owedBytes > 0:
 		s.owed = append(s.owed, responses...)
 	case !s.inbox.queueBehind(responses):
 		s.deliver(responses)

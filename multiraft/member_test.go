@@ -61,7 +61,8 @@ func TestARefusedChangeLeavesTheConfigurationAlone(t *testing.T) {
 	m := c.elect(7, 1)
 	before := m.g.conf
 	m.do(func() {
-		if m.g.ApplyConfChange(nil) != before || m.g.ApplyConfChange(&raftpb.ConfChangeV2{}) != before {
+		zero := &raftpb.ConfChangeV2{}
+		if m.g.ApplyConfChange(nil) != before || m.g.ApplyConfChange(zero) != before {
 			t.Error("changed")
 		}
 	})
@@ -159,7 +160,8 @@ func TestUnbornMessagesStayWithinTheirBounds(t *testing.T) {
 	n := c.nodes[1]
 	beat := func(r ids.RangeID, size int) Message {
 		return Message{Range: r, Raft: &raftpb.Message{
-			Type: raftpb.MsgApp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(uint64(6)),
+			Type: raftpb.MsgApp.Enum(),
+			From: new(uint64(2)), To: new(uint64(1)), Term: new(uint64(6)),
 			Entries: []*raftpb.Entry{{Data: make([]byte, size)}}}}
 	}
 	for range 2 * maxUnbornMessages {
@@ -193,10 +195,11 @@ func TestAStatelessAnswerConfirmsNoRead(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, nil)
 	n := c.nodes[1]
-	n.host.Receive(Frame{From: 2, Messages: []Message{{Range: 7, ToLearner: true, Raft: &raftpb.Message{
+	beat := &raftpb.Message{
 		Type: raftpb.MsgHeartbeat.Enum(), From: new(uint64(2)), To: new(uint64(1)),
 		Term: new(uint64(6)), Context: []byte("12345678"),
-	}}}})
+	}
+	n.host.Receive(Frame{From: 2, Messages: []Message{{Range: 7, ToLearner: true, Raft: beat}}})
 	n.poll()
 	if len(c.wire) != 1 {
 		t.Fatalf("%d answers", len(c.wire))
@@ -224,7 +227,9 @@ func TestARemovedReplicaHearsThatItIsGone(t *testing.T) {
 		return 4, id == 3
 	}
 	c.nodes[2].host.cfg.Gone = c.nodes[1].host.cfg.Gone
-	c.nodes[3].host.cfg.Gone = func(ids.RangeID, ids.ReplicaID) (ids.ReplicaID, bool) { return 0, false }
+	c.nodes[3].host.cfg.Gone = func(ids.RangeID, ids.ReplicaID) (ids.ReplicaID, bool) {
+		return 0, false
+	}
 	c.nodes[3].down = false
 	c.tick(25) // it campaigns
 	if got := c.nodes[3].goneSeen; len(got) == 0 || got[0] != "range 7 below 4" {
@@ -257,7 +262,9 @@ func TestMessagesForAnotherIncarnationChangeNothing(t *testing.T) {
 		t.Fatalf("heard %q", got)
 	}
 	// An older one. Its sender may be well: no notice may kill it.
-	n.host.cfg.Gone = func(_ ids.RangeID, id ids.ReplicaID) (ids.ReplicaID, bool) { return 9, id < 2 }
+	n.host.cfg.Gone = func(_ ids.RangeID, id ids.ReplicaID) (ids.ReplicaID, bool) {
+		return 9, id < 2
+	}
 	c.wire = nil
 	send(1)
 	if len(c.wire) != 0 {
@@ -275,7 +282,9 @@ func TestANoticeSparesANewerReplicaOfTheNode(t *testing.T) {
 	n := c.nodes[1]
 	// A late message of replica 202 arrives, which node 2 had before; by the
 	// descriptor the next id to be given out is 900.
-	n.host.cfg.Gone = func(_ ids.RangeID, id ids.ReplicaID) (ids.ReplicaID, bool) { return 900, id == 202 }
+	n.host.cfg.Gone = func(_ ids.RangeID, id ids.ReplicaID) (ids.ReplicaID, bool) {
+		return 900, id == 202
+	}
 	for _, r := range []ids.RangeID{7, 8} { // with and without a group here
 		n.host.Receive(Frame{From: 2, Messages: []Message{{Range: r, Raft: &raftpb.Message{
 			Type: raftpb.MsgPreVote.Enum(), From: new(uint64(202)), To: new(uint64(1)),
@@ -305,18 +314,21 @@ func TestOnlyMessagesBetweenReplicasAreStepped(t *testing.T) {
 	dropped := n.host.Metrics().MessagesDropped
 	bad := []raftpb.MessageType{
 		raftpb.MsgHup, raftpb.MsgBeat, raftpb.MsgProp, raftpb.MsgUnreachable, raftpb.MsgSnapStatus,
-		raftpb.MsgCheckQuorum, raftpb.MsgTransferLeader, raftpb.MsgReadIndex, raftpb.MsgReadIndexResp,
+		raftpb.MsgCheckQuorum, raftpb.MsgTransferLeader,
+		raftpb.MsgReadIndex, raftpb.MsgReadIndexResp,
 		raftpb.MsgStorageAppend, raftpb.MsgStorageAppendResp, raftpb.MsgStorageApply,
 		raftpb.MsgStorageApplyResp, raftpb.MsgForgetLeader, raftpb.MsgSnap,
 	}
 	for _, typ := range bad {
 		n.host.Receive(Frame{From: 1, Messages: []Message{{Range: 7, Raft: &raftpb.Message{
-			Type: typ.Enum(), From: new(uint64(1)), To: new(uint64(2)), Term: new(uint64(before.Term)),
+			Type: typ.Enum(), From: new(uint64(1)), To: new(uint64(2)),
+			Term: new(uint64(before.Term)),
 		}}}})
 	}
 	// A response that claims to come from the storage, and one without a term.
 	for _, m := range []*raftpb.Message{
-		{Type: raftpb.MsgAppResp.Enum(), From: new(^uint64(0)), To: new(uint64(2)), Term: new(uint64(99))},
+		{Type: raftpb.MsgAppResp.Enum(), From: new(^uint64(0)), To: new(uint64(2)),
+			Term: new(uint64(99))},
 		{Type: raftpb.MsgAppResp.Enum(), From: new(uint64(1)), To: new(uint64(2))},
 	} {
 		n.host.Receive(Frame{From: 1, Messages: []Message{{Range: 7, Raft: m}}})

@@ -202,6 +202,44 @@ func TestAtTheSyncBoundWritesAreOwedALaterSync(t *testing.T) {
 	}
 }
 
+// A write that is owed a sync may have no response of its own; what rests on it
+// must wait all the same, not only for the syncs that were begun before it.
+func TestAResponseWaitsForAnOwedWriteThatNobodyAskedFor(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, func(cfg *Config) { cfg.Shards = 1 })
+	c.bootstrap(7, 1)
+	c.bootstrap(9, 1, 2, 3)
+	m := c.elect(7, 1)
+	n := c.nodes[1]
+	for i := range maxSyncs {
+		m.propose(fmt.Sprint(i))
+	}
+	receive := func(msg *raftpb.Message) {
+		msg.From, msg.To, msg.Term = new(uint64(2)), new(uint64(1)), new(uint64(99))
+		n.host.Receive(Frame{From: 2, Messages: []Message{{Range: 9, Raft: msg}}})
+		n.poll()
+	}
+	// A higher term is a hard state to write, and no response waits for it.
+	receive(&raftpb.Message{Type: raftpb.MsgHeartbeat.Enum()})
+	if s := n.host.shards[0]; s.owedBytes == 0 || len(s.owed) != 0 {
+		t.Fatalf("owed: %d bytes, %d responses", s.owedBytes, len(s.owed))
+	}
+	c.wire = nil
+	receive(&raftpb.Message{Type: raftpb.MsgApp.Enum(),
+		Index: new(uint64(50)), LogTerm: new(uint64(50))}) // rejected in term 99
+	for range maxSyncs {
+		n.host.CompleteSync(0)
+		n.poll()
+	}
+	if got := c.typesOnWire(1); len(got) != 0 {
+		t.Fatalf("%q left before its term was on disk", got)
+	}
+	n.sync()
+	if got := c.typesOnWire(1); len(got) != 1 {
+		t.Fatalf("after the sync: %q", got)
+	}
+}
+
 func TestACrashKeepsWhatWasAcknowledged(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 3, nil)
@@ -420,7 +458,8 @@ func TestAGroupRemovedFromItsOwnApplyLeavesQuietly(t *testing.T) {
 	if _, err := h.AddGroup(GroupConfig{Range: 7, Replica: 101, Machine: m}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.AddGroup(GroupConfig{Range: 7, Replica: 201, Machine: m}); !errors.Is(err, ErrExists) {
+	second := GroupConfig{Range: 7, Replica: 201, Machine: m}
+	if _, err := h.AddGroup(second); !errors.Is(err, ErrExists) {
 		t.Fatalf("a second group: %v", err)
 	}
 }

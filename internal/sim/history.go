@@ -33,32 +33,40 @@ type registerOutput struct {
 
 // register is the strict model of one key. A compare-and-swap whose outcome is
 // unknown may have failed without effect.
-var register = porcupine.NondeterministicModel{
-	Init: func() []any { return []any{""} },
-	Step: func(state, in, out any) []any {
-		s, i, o := state.(string), in.(registerInput), out.(registerOutput)
-		switch {
-		case i.kind == opRead:
-			if s == o.value {
-				return []any{s}
-			}
-			return nil
-		case i.kind == opWrite:
-			return []any{i.new}
-		case i.kind == opDelete:
-			return []any{""}
-		case o.unknown && s == i.old:
-			return []any{i.new}
-		case o.unknown:
-			return []any{s}
-		case o.ok && s == i.old:
-			return []any{i.new}
-		case !o.ok && s != i.old && s == o.value:
+func register() porcupine.Model {
+	model := porcupine.NondeterministicModel{
+		Init: func() []any { return []any{""} },
+		Step: stepRegister,
+		DescribeOperation: func(in, out any) string {
+			return fmt.Sprintf("%v -> %v", in, out)
+		},
+	}
+	return model.ToModel()
+}
+
+// stepRegister returns the states that a register may have after an operation.
+func stepRegister(state, in, out any) []any {
+	s, i, o := state.(string), in.(registerInput), out.(registerOutput)
+	switch {
+	case i.kind == opRead:
+		if s == o.value {
 			return []any{s}
 		}
 		return nil
-	},
-	DescribeOperation: func(in, out any) string { return fmt.Sprintf("%v -> %v", in, out) },
+	case i.kind == opWrite:
+		return []any{i.new}
+	case i.kind == opDelete:
+		return []any{""}
+	case o.unknown && s == i.old:
+		return []any{i.new}
+	case o.unknown:
+		return []any{s}
+	case o.ok && s == i.old:
+		return []any{i.new}
+	case !o.ok && s != i.old && s == o.value:
+		return []any{s}
+	}
+	return nil
 }
 
 // history collects register operations by key.
@@ -107,7 +115,7 @@ func (h *history) check() error {
 		keys = append(keys, k)
 	}
 	sort.Strings(keys)
-	model := register.ToModel()
+	model := register()
 	for _, k := range keys {
 		switch porcupine.CheckOperationsTimeout(model, h.ops[k], 20*time.Second) {
 		case porcupine.Illegal:

@@ -74,7 +74,8 @@ func (s *Sim) crashOne() {
 	s.count("crashes")
 	s.loop.tracef("crash %s", n.id)
 	n.crash()
-	s.loop.after(between(s.nemesisRand, 50*time.Millisecond, 5*time.Second), func() { s.restart(n) })
+	down := between(s.nemesisRand, 50*time.Millisecond, 5*time.Second)
+	s.loop.after(down, func() { s.restart(n) })
 }
 
 func (s *Sim) restart(n *node) {
@@ -122,7 +123,8 @@ func (s *Sim) cutOneWay() {
 	s.loop.tracef("cut %s to %s", a.id, b.id)
 	l := s.net.link(a.id, b.id)
 	l.cut = true
-	s.loop.after(between(s.nemesisRand, 200*time.Millisecond, 5*time.Second), func() { l.cut = false })
+	length := between(s.nemesisRand, 200*time.Millisecond, 5*time.Second)
+	s.loop.after(length, func() { l.cut = false })
 }
 
 func (s *Sim) pauseOne() {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/internal/invariant"
 	"github.com/flotilla-kv/flotilla/multiraft"
 	"github.com/flotilla-kv/flotilla/placement"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
@@ -132,7 +133,7 @@ func (n *node) boot() error {
 		CacheBytes: 8 << 20, EntryCacheBytes: 1 << 20,
 		SnapshotInMemoryBytes: n.sim.options.SnapshotInMemoryBytes,
 		Logger:                n.sim.logger(n.id), Random: n.rand.Uint64,
-		Fatal: func(m string) { panic("fatal: " + m) },
+		Fatal: func(m string) { invariant.Failf("fatal: %s", m) },
 	})
 	if err != nil {
 		return fmt.Errorf("open store of %s: %w", n.id, err)
