@@ -36,6 +36,7 @@ type Group struct {
 	cut         truncation
 	sending     []sending
 	incoming    *incoming
+	heard       uint64 // the shard's tick when another replica was heard last
 
 	queued   bool // on the shard's list of work
 	ranTasks bool

@@ -108,6 +108,7 @@ func (s *shard) tick() {
 		}
 		g.rn.Tick()
 		g.tickRead()
+		g.askIfForgotten()
 		if g.rn.HasReady() {
 			s.queue(g)
 		}

@@ -50,6 +50,7 @@ func (g *Group) receive(from ids.NodeID, m *Message) {
 		g.misaddressed(m.Range, to)
 		return
 	}
+	g.heard = s.now
 	sender := ids.ReplicaID(m.Raft.GetFrom())
 	if p := g.peer(sender); p != nil {
 		p.seen = s.now

@@ -100,6 +100,7 @@ func (s *shard) addGroup(g *Group) {
 	i, _ := s.position(g.cfg.Range)
 	s.order = slices.Insert(s.order, i, g)
 	s.groups[g.cfg.Range] = g
+	g.heard = s.now
 	s.metrics.groups.Add(1)
 	if g.cfg.Born != nil {
 		g.cfg.Born(g)

@@ -98,6 +98,14 @@ func (s *shard) receiveUnborn(from ids.NodeID, m *Message) {
 		s.metrics.messagesDropped.Add(1)
 		return
 	}
+	// A replica that was removed from this node is not about to be born. It must
+	// not even be answered: a leader that was cut off and has missed the removal
+	// would take it for a follower that lives, and count on it.
+	next, err := s.host.cfg.Store.Log().Tombstone(m.Range)
+	if err != nil || to < next {
+		s.metrics.messagesDropped.Add(1)
+		return
+	}
 	if m.ToLearner {
 		s.answerUnborn(from, m)
 		return

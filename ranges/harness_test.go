@@ -50,6 +50,8 @@ type node struct {
 	holdJobs bool
 	down     bool
 	facts    []*metapb.RangeFact
+
+	committed func() // after each commit to the store
 }
 
 func (w *world) Wall() int64              { return w.wall }
@@ -114,6 +116,11 @@ func (n *node) open(create bool) {
 		Logger: slog.New(slog.DiscardHandler),
 		Fatal:  func(msg string) { panic("store gave up: " + msg) },
 		Random: func() uint64 { draws++; return draws },
+		AfterCommit: func() {
+			if n.committed != nil {
+				n.committed()
+			}
+		},
 	})
 	must(t, err)
 	n.store = s

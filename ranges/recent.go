@@ -25,6 +25,7 @@ type recent struct {
 	young, old generation
 	memFloor   hlc.Timestamp
 	floorIndex ids.Index
+	familiar   familiar // any goroutine may ask it
 }
 
 type generation struct {
@@ -65,11 +66,15 @@ type identRecord struct {
 
 // start begins a term of leadership.
 func (m *recent) start(lowWater hlc.Timestamp, applied ids.Index) {
-	*m = recent{memFloor: lowWater, floorIndex: applied}
+	m.clear()
+	m.memFloor, m.floorIndex = lowWater, applied
 }
 
 // clear ends it.
-func (m *recent) clear() { *m = recent{} }
+func (m *recent) clear() {
+	m.young, m.old, m.memFloor, m.floorIndex = generation{}, generation{}, 0, 0
+	m.familiar.clear()
+}
 
 // trusts says whether a look at the disk that began at the given applied index
 // still tells the newest version of a key that memory does not have.
@@ -110,6 +115,7 @@ func (m *recent) note(k string, newest mvcc.Newest, id identity, rec *identRecor
 	}
 	m.young.make()
 	m.young.keys[k] = r
+	m.familiar.add(k, m.memFloor)
 	r.newest = newest
 	r.inFlight++
 	m.young.newest = max(m.young.newest, newest.Timestamp)
@@ -189,6 +195,7 @@ func (m *recent) rotate() {
 			m.young.newest = max(m.young.newest, r.at)
 		}
 	}
+	m.familiar.rotate(m.memFloor, m.young.keys)
 }
 
 // forget drops all but what is in flight: after garbage collection, which
@@ -198,6 +205,7 @@ func (m *recent) forget(now hlc.Timestamp, applied ids.Index) {
 	m.rotate()
 	m.memFloor = max(m.memFloor, now)
 	m.floorIndex = max(m.floorIndex, applied)
+	m.familiar.clear()
 }
 
 func (m *recent) empty() bool { return len(m.young.keys) == 0 && len(m.old.keys) == 0 }

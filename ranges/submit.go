@@ -51,9 +51,11 @@ func (r *Replica) submitWrite(req *kv.Request, done func(*kv.Response)) {
 		w.answer(resp)
 		return
 	}
-	if err := w.prefetch(); err != nil {
-		w.answer(internalError(err))
-		return
+	if !r.recent.familiar.knows(w) {
+		if err := w.prefetch(); err != nil {
+			w.answer(internalError(err))
+			return
+		}
 	}
 	if err := r.enqueue(w, w.bytes()); err != nil {
 		w.answer(r.enqueueError(err))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -115,13 +116,37 @@ func (s *Server) boot(ctx context.Context) (*membership, error) {
 		return nil, fmt.Errorf("read replicas: %w", err)
 	}
 	if len(begun) == 0 && len(s.cfg.Join) > 0 {
-		// A first node that lost its directory and is started as before must
-		// not found a second cluster beside the one that still lives.
-		if reply, _, err := s.askAll(ctx); err != nil || reply != nil {
-			return s.joined(reply, err)
-		}
+		return s.joinOrFound(ctx)
 	}
 	return s.found()
+}
+
+// joinOrFound is for a first node with an empty directory that was told of
+// others: one that lost its directory and is started as before must not found a
+// second cluster beside the one that still lives. It founds only when every
+// address says that nobody is there: the port refuses, or a node waits there
+// itself. An address that is silent, or whose node cannot answer yet, may belong
+// to a cluster; the node waits for it, however long. What remains is a cluster
+// of which no process runs at that moment.
+//
+// It does not answer on its own port meanwhile: of two nodes that are both told
+// to found and to ask the other, neither may take the other for waiting.
+func (s *Server) joinOrFound(ctx context.Context) (*membership, error) {
+	for {
+		r, err := s.askAll(ctx)
+		switch {
+		case err != nil || r.reply != nil:
+			return s.joined(r.reply, err)
+		case !r.unsure:
+			return s.found()
+		}
+		s.notice.say("waiting: --init creates no cluster while one of --join may have one " +
+			"(only one node is started with --init); tried " + strings.Join(r.tried, ", "))
+		pause(ctx, joinEvery)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // found creates a cluster in the store.

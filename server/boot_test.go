@@ -1,10 +1,17 @@
 package server
 
 import (
+	"context"
+	"net"
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/flotilla-kv/flotilla/proto/adminpb"
 	"github.com/flotilla-kv/flotilla/ranges"
+	"github.com/flotilla-kv/flotilla/rpc"
 	"github.com/flotilla-kv/flotilla/store"
 )
 
@@ -72,5 +79,77 @@ func TestMistypedDirectoryDoesNotBecomeANode(t *testing.T) {
 	_, err = New(cfg)
 	if err == nil || !strings.Contains(err.Error(), "belongs to no cluster yet") {
 		t.Fatalf("a store without identity, started without flags: %v", err)
+	}
+}
+
+// talker is a node as seen by one that asks to join.
+type talker struct {
+	adminpb.UnimplementedControlServer
+	reply *adminpb.JoinReply
+	err   error
+}
+
+func (k talker) Join(context.Context, *adminpb.JoinRequest) (*adminpb.JoinReply, error) {
+	return k.reply, k.err
+}
+
+func serveTalker(t *testing.T, k talker) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := rpc.NewServer()
+	adminpb.RegisterControlServer(srv, k)
+	go func() { _ = srv.Serve(ln) }()
+	t.Cleanup(srv.Stop)
+	return ln.Addr().String()
+}
+
+func TestInitFoundsNoClusterBesideOneThatMayLive(t *testing.T) {
+	t.Parallel()
+	refusing := serveTalker(t, talker{err: status.Error(codes.Internal, "something")})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := ln.Addr().String()
+	ln.Close()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { silent.Close() })
+	for name, c := range map[string]struct {
+		join  string
+		found bool
+	}{
+		"nobody listens there": {nobody, true},
+		"a node waits there itself": {serveTalker(t, talker{
+			err: status.Error(codes.NotFound, "waits itself"),
+		}), true},
+		"a member that knows no leader yet": {serveTalker(t, talker{
+			reply: &adminpb.JoinReply{ClusterId: 7},
+		}), false},
+		"a silent port":        {silent.Addr().String(), false},
+		"something else there": {refusing, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := testConfig(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			cfg.Join = []string{c.join}
+			cfg.Notice = func(string) { cancel() } // it waits: that is all we want to know
+			s, err := New(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			m, err := s.boot(ctx)
+			if founded := err == nil && m.origin == originInitialised; founded != c.found {
+				t.Fatalf("booted as %+v, %v; want founded %v", m, err, c.found)
+			}
+		})
 	}
 }

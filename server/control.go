@@ -57,7 +57,7 @@ func verdict(err error) error {
 	return status.Error(codes.Unavailable, err.Error())
 }
 
-// Join registers a node, or names the node that can.
+// Join registers a node, or names the node that can, if it is known.
 func (c *controlService) Join(
 	ctx context.Context, r *adminpb.JoinRequest,
 ) (*adminpb.JoinReply, error) {
@@ -70,11 +70,15 @@ func (c *controlService) Join(
 		return reply, nil
 	}
 	at, err := c.elsewhere(err)
-	if err != nil {
+	if status.Code(err) == codes.FailedPrecondition {
 		return nil, err
 	}
+	// The cluster's id says, even if nobody can register the node yet, that
+	// there is a cluster here: the caller must not found another.
 	addr, _ := c.n.registry.resolve(at)
-	return &adminpb.JoinReply{RedirectNode: uint64(at), RedirectAddress: addr}, nil
+	return &adminpb.JoinReply{
+		ClusterId: c.n.cluster, RedirectNode: uint64(at), RedirectAddress: addr,
+	}, nil
 }
 
 // Report takes a node's report, or names the node that can.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -32,11 +34,11 @@ func (s *Server) join(ctx context.Context) (*membership, error) {
 	}
 	defer stop()
 	for {
-		reply, tried, err := s.askAll(ctx)
-		if err != nil || reply != nil {
-			return s.joined(reply, err)
+		r, err := s.askAll(ctx)
+		if err != nil || r.reply != nil {
+			return s.joined(r.reply, err)
 		}
-		s.notice.say("waiting: this node has joined nobody yet; tried " + strings.Join(tried, ", "))
+		s.notice.say("waiting: this node has joined nobody yet; tried " + strings.Join(r.tried, ", "))
 		pause(ctx, joinEvery)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -44,34 +46,59 @@ func (s *Server) join(ctx context.Context) (*membership, error) {
 	}
 }
 
-// askAll asks every address of --join, and those that they name, once. No
-// reply and no error: nobody could answer; tried says why.
-func (s *Server) askAll(ctx context.Context) (*adminpb.JoinReply, []string, error) {
-	addrs := slices.Clone(s.cfg.Join)
+// askRound is what came of asking every address once.
+type askRound struct {
+	reply  *adminpb.JoinReply // nil: nobody could answer
+	tried  []string           // why not, in words
+	unsure bool               // some address may belong to a cluster all the same
+}
+
+// askAll asks every address of --join but its own, and those that they name,
+// once. An error is final: the cluster has refused.
+func (s *Server) askAll(ctx context.Context) (askRound, error) {
+	var r askRound
+	own := []string{s.advertise, s.cfg.Listen, s.grpcLn.Addr().String()}
+	addrs := slices.DeleteFunc(slices.Clone(s.cfg.Join), func(a string) bool {
+		return slices.Contains(own, a)
+	})
 	limit := len(addrs) + maxRedirects
-	var tried []string
 	for i := 0; i < len(addrs) && i < limit; i++ {
 		reply, err := s.askOne(ctx, addrs[i])
+		next := reply.GetRedirectAddress()
 		switch {
 		case err == nil && reply.GetNodeId() != 0 && reply.GetClusterId() != 0:
-			return reply, nil, nil
-		case err == nil && reply.GetRedirectAddress() != "":
-			next := reply.GetRedirectAddress()
-			tried = append(tried, fmt.Sprintf("%s (sends to %s)", addrs[i], next))
-			if !slices.Contains(addrs, next) {
-				addrs = append(addrs, next)
-			}
+			r.reply = reply
+			return r, nil
+		case err == nil && next != "" && !slices.Contains(addrs, next) && !slices.Contains(own, next):
+			r.unsure = true
+			r.tried = append(r.tried, fmt.Sprintf("%s (sends to %s)", addrs[i], next))
+			addrs = append(addrs, next)
 		case err == nil:
-			tried = append(tried, addrs[i]+" (has no answer yet)")
+			r.unsure = true
+			r.tried = append(r.tried, addrs[i]+" (has no leader of the system range yet)")
 		case status.Code(err) == codes.FailedPrecondition:
 			// The cluster has decided: asking again does not help.
-			return nil, nil, fmt.Errorf("join by way of %s: %s",
-				addrs[i], status.Convert(err).Message())
+			return r, fmt.Errorf("join by way of %s: %s", addrs[i], status.Convert(err).Message())
 		default:
-			tried = append(tried, fmt.Sprintf("%s (%s)", addrs[i], inWords(err)))
+			if status.Code(err) != codes.NotFound && !nobodyListens(ctx, addrs[i]) {
+				r.unsure = true
+			}
+			r.tried = append(r.tried, fmt.Sprintf("%s (%s)", addrs[i], inWords(err)))
 		}
 	}
-	return nil, tried, ctx.Err()
+	return r, ctx.Err()
+}
+
+// nobodyListens says whether a port refuses connections: its machine lives and
+// no process has it.
+func nobodyListens(ctx context.Context, addr string) bool {
+	d := net.Dialer{Timeout: joinTimeout}
+	conn, err := d.DialContext(ctx, "tcp", addr)
+	if err == nil {
+		_ = conn.Close() // it only had to open
+		return false
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
 func (s *Server) askOne(ctx context.Context, addr string) (*adminpb.JoinReply, error) {

@@ -160,12 +160,12 @@ func (r *reporter) askSeeds(ctx context.Context) {
 		return
 	}
 	r.lastSeed = time.Now()
-	reply, _, err := r.n.s.askAll(ctx)
+	round, err := r.n.s.askAll(ctx)
 	switch {
 	case err != nil && ctx.Err() == nil:
 		r.n.cfg.Logger.Warn("refused by a node of --join", "error", err)
-	case reply != nil:
-		r.n.learn(reply.GetNodes(), reply.GetSystemRange())
+	case round.reply != nil:
+		r.n.learn(round.reply.GetNodes(), round.reply.GetSystemRange())
 	}
 }
 

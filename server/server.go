@@ -161,7 +161,7 @@ func (s *Server) serveWaiting() (stop func(), err error) {
 		return nil, fmt.Errorf("duplicate the listener: %w", err)
 	}
 	srv := rpc.NewServer(grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
-		return status.Error(codes.Unavailable, "waits to join a cluster itself")
+		return status.Error(codes.NotFound, "waits to join a cluster itself")
 	}))
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = srv.Serve(ln) }) // ends with Stop

@@ -150,6 +150,9 @@ func (s *Store) commit(b *Batch, apply func(*pebble.Batch) error) error {
 	}
 	s.metrics.commits.Add(1)
 	s.metrics.commitBytes.Add(uint64(size))
+	if s.o.AfterCommit != nil {
+		s.o.AfterCommit()
+	}
 	return nil
 }
 

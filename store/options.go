@@ -45,6 +45,10 @@ type Options struct {
 	// Pebble begins a new memtable and syncs what stands before it.
 	Simulated bool
 	Random    func() uint64 // store id, marks; default crypto/rand
+	// AfterCommit is called after each commit, on its goroutine, with no lock of
+	// the store held (nil: not at all). The simulator crashes nodes there, between
+	// two writes of one pass.
+	AfterCommit func()
 }
 
 // Defaults and fixed settings.

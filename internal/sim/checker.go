@@ -22,7 +22,8 @@ type checker struct {
 	sim     *Sim
 	leaders map[leaderKey]uint64        // who led, by range and term
 	applied map[appliedKey]appliedValue // what a range's state was, by index
-	highest map[replicaKey]durable      // how far a replica's durable state had come
+	highest map[replicaKey]durable      // how far a replica's state had come
+	spans   map[replicaKey][]byte       // where a replica's span ended, across crashes
 	sample  int
 }
 
@@ -49,12 +50,16 @@ type replicaKey struct {
 	id uint64
 }
 
-type durable struct{ applied, generation uint64 }
+type durable struct {
+	applied, generation uint64
+	seen                int // number of the look that saw it last
+}
 
 func newChecker(s *Sim) *checker {
 	return &checker{
 		sim: s, leaders: map[leaderKey]uint64{},
 		applied: map[appliedKey]appliedValue{}, highest: map[replicaKey]durable{},
+		spans: map[replicaKey][]byte{},
 	}
 }
 
@@ -103,6 +108,7 @@ func (c *checker) forget(n ids.NodeID) {
 }
 
 func (c *checker) node(n *node) {
+	defer func() { n.looks++ }()
 	replicas, err := n.store.State().Replicas()
 	if err != nil {
 		c.sim.fail("replicas of %s: %v", n.id, err)
@@ -110,6 +116,7 @@ func (c *checker) node(n *node) {
 	}
 	for _, r := range replicas {
 		c.replica(n, r)
+		c.halves(n, r)
 	}
 	sort.Slice(replicas, func(i, j int) bool {
 		return bytes.Compare(replicas[i].Descriptor.Start, replicas[j].Descriptor.Start) < 0
@@ -132,7 +139,10 @@ func (c *checker) replica(n *node, r *store.ReplicaState) {
 		c.sim.fail("r%d on %s went back from generation %d to %d",
 			id, n.id, was.generation, r.Descriptor.Generation)
 	}
-	c.highest[k] = durable{r.Applied.Index, r.Descriptor.Generation}
+	if was.seen != 0 && was.seen < n.looks {
+		c.sim.fail("replica %d of r%d was gone from %s and is back", r.Replica, id, n.id)
+	}
+	c.highest[k] = durable{r.Applied.Index, r.Descriptor.Generation, n.looks + 1}
 	if r.Applied.Index < was.applied {
 		c.sim.fail("r%d on %s went back from index %d to %d",
 			id, n.id, was.applied, r.Applied.Index)
@@ -170,6 +180,43 @@ func (c *checker) recount(n *node, r *store.ReplicaState) {
 		c.sim.fail("r%d on %s at index %d: carried %x %+v, recounted %x %+v",
 			r.Descriptor.RangeId, n.id, r.Applied.Index, r.Applied.Fingerprint, stats,
 			d.Fingerprint, d.Stats)
+	}
+}
+
+// installed: a snapshot may be of a range that split since, and brings no right half.
+func (c *checker) installed(n ids.NodeID, r ids.RangeID) {
+	for k := range c.spans {
+		if k.n == n && k.r == r {
+			delete(c.spans, k)
+		}
+	}
+}
+
+// halves: when a replica's span ends earlier than before, a split was applied,
+// and the right half is on this node too, unless it was removed since.
+func (c *checker) halves(n *node, r *store.ReplicaState) {
+	k := replicaKey{n.id, ids.RangeID(r.Descriptor.RangeId), uint64(r.Replica)}
+	was := c.spans[k]
+	c.spans[k] = r.Descriptor.End
+	if was == nil || bytes.Compare(r.Descriptor.End, was) >= 0 {
+		return
+	}
+	d, _, here := n.table.Route(r.Descriptor.End)
+	if here || n.store == nil {
+		return
+	}
+	for _, m := range c.sim.machines {
+		if !m.alive || m.table == nil {
+			continue
+		}
+		if d, _, _ = m.table.Route(r.Descriptor.End); d != nil {
+			next, err := n.store.Log().Tombstone(ids.RangeID(d.RangeId))
+			if err == nil && next == 0 {
+				c.sim.fail("%s applied a split of %s and has no right half r%d",
+					n.id, k.r, d.RangeId)
+			}
+			return
+		}
 	}
 }
 

@@ -27,23 +27,23 @@ func (s *Sim) machine() *node { return s.machines[s.nemesisRand.IntN(len(s.machi
 
 func (s *Sim) fault() {
 	switch p := s.nemesisRand.IntN(100); {
-	case p < 16:
+	case p < 18:
 		s.crashOne()
 	case p < 26:
 		s.isolateOne()
-	case p < 34:
+	case p < 33:
 		s.cutOneWay()
-	case p < 42:
+	case p < 40:
 		s.pauseOne()
-	case p < 50:
+	case p < 47:
 		s.slowDisk()
-	case p < 56:
+	case p < 52:
 		s.stepClock()
-	case p < 72:
+	case p < 66:
 		s.splitOne()
-	case p < 84:
+	case p < 76:
 		s.orderOne(metapb.OrderKind_ORDER_KIND_TRANSFER_LEADER)
-	case p < 92:
+	case p < 84:
 		s.orderOne(metapb.OrderKind_ORDER_KIND_ADD_LEARNER)
 	default:
 		s.changeOne()
@@ -71,9 +71,18 @@ func (s *Sim) crashOne() {
 	if !n.alive || !s.mayBreakOneMore() {
 		return
 	}
+	if chance(s.nemesisRand, 0.6) {
+		n.doom = 1 + s.nemesisRand.IntN(30)
+		return
+	}
 	s.count("crashes")
 	s.loop.tracef("crash %s", n.id)
 	n.crash()
+	s.comeBack(n)
+}
+
+// comeBack restarts a dead machine after a while.
+func (s *Sim) comeBack(n *node) {
 	down := between(s.nemesisRand, 50*time.Millisecond, 5*time.Second)
 	s.loop.after(down, func() { s.restart(n) })
 }
@@ -237,6 +246,11 @@ func (s *Sim) changeOne() {
 		return
 	}
 	r := f.Descriptor_.Replicas[s.nemesisRand.IntN(len(f.Descriptor_.Replicas))]
+	for _, other := range f.Descriptor_.Replicas {
+		if other.Role == metapb.ReplicaRole_REPLICA_ROLE_LEARNER {
+			r = other // often the one that the last change left behind
+		}
+	}
 	o := &metapb.Order{
 		RangeId: f.Descriptor_.RangeId, Generation: f.Descriptor_.Generation,
 		NodeId: r.NodeId, ReplicaId: r.ReplicaId, Reason: "nemesis",
@@ -260,7 +274,7 @@ func (s *Sim) heal() {
 	s.net.profile.loss, s.net.profile.duplicate, s.net.profile.reorder = 0, 0, false
 	s.clientLoss = 0
 	for _, n := range s.machines {
-		n.stalled, n.disk, n.isolated = false, s.options.Disk, false
+		n.stalled, n.disk, n.isolated, n.doom = false, s.options.Disk, false, 0
 		n.physical.offset = 0
 		switch {
 		case !n.alive:

@@ -21,6 +21,8 @@ type profile struct {
 	loss      float64       // a frame vanishes and the connection breaks
 	duplicate float64       // a frame arrives twice (a datagram-like network)
 	reorder   bool          // no FIFO per link
+	// slowSnapshot is how likely a snapshot takes seconds.
+	slowSnapshot float64
 }
 
 // link is one direction between two nodes.
@@ -161,11 +163,19 @@ func (t *nodeTransport) SendSnapshot(
 		}
 	}
 	n.after(10*time.Second, func() { answer(errLink) })
-	s.net.carry(n, peer, func() {
-		peer.receiveSnapshot(h, chunks, func(err error) {
-			s.net.carry(peer, n, func() { answer(err) }, nil)
-		})
-	}, func() { answer(errLink) })
+	arrive := func() {
+		s.net.carry(n, peer, func() {
+			peer.receiveSnapshot(h, chunks, func(err error) {
+				s.net.carry(peer, n, func() { answer(err) }, nil)
+			})
+		}, func() { answer(errLink) })
+	}
+	if chance(s.net.rand, s.net.profile.slowSnapshot) {
+		s.count("snapshots_slow") // much can happen before it arrives
+		s.loop.after(between(s.net.rand, time.Second, 8*time.Second), arrive)
+		return
+	}
+	arrive()
 }
 
 // call runs handle at another node and brings its reply back to the process

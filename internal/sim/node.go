@@ -42,7 +42,9 @@ type node struct {
 	incarnation int
 	disk        time.Duration // latency of a sync
 	stalled     bool          // no sync ends
+	doom        int           // commits until the machine loses power, 0: not armed
 	isolated    bool          // all its links are cut
+	looks       int           // how often the checker looked at the store
 
 	// One process; made anew by boot.
 	store   *store.Store
@@ -65,8 +67,9 @@ func (n *node) run(f func()) {
 		n.deferred = append(n.deferred, f)
 		return
 	}
-	f()
-	n.wake()
+	if n.survives(f) {
+		n.wake()
+	}
 }
 
 // after schedules f in the node's present process; it is lost with it.
@@ -133,7 +136,8 @@ func (n *node) boot() error {
 		CacheBytes: 8 << 20, EntryCacheBytes: 1 << 20,
 		SnapshotInMemoryBytes: n.sim.options.SnapshotInMemoryBytes,
 		Logger:                n.sim.logger(n.id), Random: n.rand.Uint64,
-		Fatal: func(m string) { invariant.Failf("fatal: %s", m) },
+		AfterCommit: n.afterCommit,
+		Fatal:       func(m string) { invariant.Failf("fatal: %s", m) },
 	})
 	if err != nil {
 		return fmt.Errorf("open store of %s: %w", n.id, err)
@@ -270,19 +274,10 @@ func (n *node) receiveSnapshot(h *metapb.SnapshotHeader, chunks [][]byte, done f
 	a.Deliver(func(err error) {
 		if err == nil {
 			n.sim.count("snapshots_installed")
+			n.sim.checker.installed(n.id, ids.RangeID(h.RangeId))
 		}
 		done(err)
 	})
-}
-
-// crash ends the process and loses what the disk had not synced.
-func (n *node) crash() {
-	n.alive = false
-	n.incarnation++
-	after := n.fs.CrashClone(vfs.CrashCloneCfg{})
-	n.sim.abandon(n.store)
-	n.fs, n.store, n.host, n.table, n.driver = after, nil, nil, nil, nil
-	n.sim.lostNode(n.id)
 }
 
 // pause stops the process as SIGSTOP does; resume lets it go on with all that

@@ -120,6 +120,7 @@ func newSim(o Options) *Sim {
 		min: 200 * time.Microsecond, max: between(r, 1, 12) * time.Millisecond,
 	}}
 	s.clientLoss = r.Float64() * 0.03
+	s.net.profile.slowSnapshot = r.Float64() * 0.5
 	switch r.IntN(3) {
 	case 0:
 		s.net.profile.loss = r.Float64() * 0.02

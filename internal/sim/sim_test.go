@@ -21,7 +21,7 @@ var (
 // sometimes must each happen over a set of seeds, or the set did not exercise
 // what it claims to.
 var sometimes = []string{
-	"crashes", "partitions", "one_way_cuts", "pauses", "slow_disks", "disk_stalls",
+	"crashes", "crashes_between_commits", "snapshots_slow", "partitions", "one_way_cuts", "pauses", "slow_disks", "disk_stalls",
 	"clock_steps", "elections", "transfers", "splits", "snapshots_sent",
 	"snapshots_installed", "orders_ORDER_KIND_ADD_LEARNER", "orders_ORDER_KIND_PROMOTE",
 	"orders_ORDER_KIND_REMOVE_LEARNER", "orders_ORDER_KIND_TRANSFER_LEADER",

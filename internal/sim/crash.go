@@ -1,0 +1,57 @@
+package sim
+
+import "github.com/cockroachdb/pebble/v2/vfs"
+
+// powerCut is what a machine panics with when it loses power in the middle of
+// a pass; survives recovers it.
+type powerCut struct {
+	disk *vfs.MemFS // what the disk holds
+}
+
+// afterCommit is called by the store after each commit. A doomed machine loses
+// power between two of them: what was committed before may have reached the
+// disk in full, as the operating system pleases, or only as far as it was
+// synced. Nothing that the process would have done next happens.
+func (n *node) afterCommit() {
+	if n.doom == 0 {
+		return
+	}
+	if n.doom--; n.doom > 0 {
+		return
+	}
+	if chance(n.sim.nemesisRand, 0.7) {
+		if err := n.store.Sync(); err != nil {
+			n.sim.fail("sync %s before its power is cut: %v", n.id, err)
+		}
+	}
+	panic(powerCut{disk: n.fs.CrashClone(vfs.CrashCloneCfg{})})
+}
+
+// survives runs f and says whether the machine still has power after it.
+func (n *node) survives(f func()) (alive bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			cut, ok := p.(powerCut)
+			if !ok {
+				panic(p)
+			}
+			n.sim.count("crashes_between_commits")
+			n.sim.loop.tracef("%s loses power between two commits", n.id)
+			n.die(cut.disk)
+			n.sim.comeBack(n)
+		}
+	}()
+	f()
+	return true
+}
+
+// crash ends the process between two events and loses what was not synced.
+func (n *node) crash() { n.die(n.fs.CrashClone(vfs.CrashCloneCfg{})) }
+
+func (n *node) die(disk *vfs.MemFS) {
+	n.alive, n.doom = false, 0
+	n.incarnation++
+	n.sim.abandon(n.store)
+	n.fs, n.store, n.host, n.table, n.driver = disk, nil, nil, nil, nil
+	n.sim.lostNode(n.id)
+}
