@@ -194,6 +194,7 @@ func (g *Group) Status() Status {
 		first, _ := g.log.FirstIndex()
 		last, _ := g.log.LastIndex()
 		st.FirstIndex, st.LastIndex = ids.Index(first), ids.Index(last)
+		st.LogBytes = g.log.Bytes()
 	}
 	return st
 }

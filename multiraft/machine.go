@@ -18,6 +18,7 @@ type Status struct {
 	Applied    ids.Index
 	FirstIndex ids.Index
 	LastIndex  ids.Index
+	LogBytes   int64 // of the entries that are kept, encoded
 }
 
 // StateMachine is the seam of meaning: what a group replicates. Every method is

@@ -237,7 +237,7 @@ func TestLostQuorumIsToldByRange(t *testing.T) {
 	w.node(1).d.SetActive(true, w.now)
 	w.run(10 * time.Second)
 	s = w.status()
-	if p := strings.Join(s.GetProblems(), "; "); !strings.Contains(p, "belong to no known range") {
+	if p := strings.Join(s.GetProblems(), "; "); !strings.Contains(p, "to no known range") {
 		t.Fatalf("problems: %q", p)
 	}
 }

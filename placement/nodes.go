@@ -50,6 +50,8 @@ type node struct {
 	crowded   bool // disk nearly full
 	disk      uint64
 	diskFree  uint64
+	program   string        // version of the program, for people
+	started   time.Duration // of the process, in our time
 	editing   bool          // its descriptor is being written or looked up
 	lookupAt  time.Duration // an unregistered node is not looked up again before
 	nodesSent hlc.Timestamp // registry version of the last list that went there
@@ -126,7 +128,8 @@ func (c *cluster) heard(n *node, r *metapb.NodeReport) {
 		n.readOnly, n.draining, n.crowded = r.GetReadOnly(), r.GetDraining(), crowded
 		c.usable()
 	}
-	n.disk, n.diskFree = r.GetDiskBytes(), r.GetDiskFreeBytes()
+	n.disk, n.diskFree, n.program = r.GetDiskBytes(), r.GetDiskFreeBytes(), r.GetVersion()
+	n.started = c.now - time.Duration(r.GetUptimeSeconds()*float64(time.Second))
 	c.rephase(n)
 	c.nextPhase = min(c.nextPhase, c.phaseEnds(n))
 }

@@ -131,12 +131,12 @@ func (d *Driver) Status(now time.Duration) *adminpb.StatusReply {
 	reply.Leaderless = uint64(c.leaderless.Len())
 	reply.Tolerates = c.leastTolerance()
 	reply.Operators = uint64(c.ops.Len())
-	reply.Problems = c.problems(d.planning)
+	reply.Problems, reply.Collecting = c.problems(d.planning), !d.planning
 	return reply
 }
 
 func (c *cluster) nodeStatus(n *node) *adminpb.NodeStatus {
-	return &adminpb.NodeStatus{
+	s := &adminpb.NodeStatus{
 		Node:          n.desc,
 		Live:          n.phase >= phaseLive,
 		SilentSeconds: max(0, c.silence(n)).Seconds(),
@@ -145,7 +145,12 @@ func (c *cluster) nodeStatus(n *node) *adminpb.NodeStatus {
 		DiskBytes:     n.disk,
 		DiskFreeBytes: n.diskFree,
 		ReadOnly:      n.readOnly,
+		Version:       n.program,
 	}
+	if s.Live && n.reported {
+		s.UptimeSeconds = max(0, c.now-n.started).Seconds()
+	}
+	return s
 }
 
 // leastTolerance returns how many more nodes may fail, whichever they are, so
@@ -188,7 +193,11 @@ func (c *cluster) problems(planning bool) []string {
 		if !planning {
 			cause = "not all nodes have reported yet"
 		}
-		all = append(all, fmt.Sprintf("%d spans of keys belong to no known range: %s", gaps, cause))
+		what := "1 span of keys belongs"
+		if gaps > 1 {
+			what = fmt.Sprintf("%d spans of keys belong", gaps)
+		}
+		all = append(all, what+" to no known range: "+cause)
 	}
 	if c.under.Len() > 0 {
 		all = append(all, fmt.Sprintf("%d of %d ranges under-replicated",

@@ -7,11 +7,13 @@ import (
 	"github.com/flotilla-kv/flotilla/multiraft"
 	"github.com/flotilla-kv/flotilla/proto/adminpb"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
+	"github.com/flotilla-kv/flotilla/store/mvcc"
 )
 
 // A fact is what a leader tells placement about its range. It goes out when
 // leadership begins, when the descriptor changes, when a learner catches up,
-// and, from maintenance, when the size has moved by more than a twentieth.
+// and, from maintenance, when the size has moved by more than a twentieth, or
+// at all when the range comes to rest.
 
 // factSizeStep is the part of the size, and factSizeFloor the bytes, by which
 // it must have moved.
@@ -77,6 +79,12 @@ func (r *Replica) factIsOld(s *state) bool {
 	return moved > factSizeFloor && moved*factSizeStep > told
 }
 
+// toldExactly says whether placement knows the statistics to the last byte.
+func (r *Replica) toldExactly(s *state) bool {
+	f := r.load.told.Load()
+	return f != nil && mvcc.StatsFromProto(f.GetStats()) == s.data.Stats
+}
+
 // Facts returns a fact for every range that this node leads (full report), in
 // order of their ids. Any goroutine.
 func (t *Table) Facts() []*metapb.RangeFact {
@@ -131,6 +139,7 @@ func (r *Replica) describe(
 		Applied:     uint64(status.Applied),
 		FirstIndex:  uint64(status.FirstIndex),
 		LastIndex:   uint64(status.LastIndex),
+		LogBytes:    status.LogBytes,
 		Fingerprint: s.data.Fingerprint,
 	}
 	switch {

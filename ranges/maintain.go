@@ -151,6 +151,9 @@ func (r *Replica) forgetIfIdle() {
 	writes := r.load.writes.Load()
 	if writes == r.upkeep.writes && r.latches.idle() && r.open.empty() {
 		r.recent.forget(r.table.cfg.Clock.Peek(), r.state.Load().applied)
+		if !r.toldExactly(r.state.Load()) {
+			r.sendFact() // at rest the directory is exact
+		}
 	}
 	r.upkeep.writes = writes
 	if !r.recent.empty() {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -23,6 +24,12 @@ const hopKey = "flotilla-hop"
 
 // hopTimeout is how long a node waits for another on behalf of a caller.
 const hopTimeout = 3 * time.Second
+
+// How long Status waits for a driver that knows the cluster, asking this often.
+const (
+	statusPatience = 2 * time.Second
+	statusPause    = 100 * time.Millisecond
+)
 
 // maxLocalLookup bounds the ranges of an answer from local replicas alone.
 const maxLocalLookup = 1000
@@ -79,23 +86,42 @@ func (a *adminService) Status(
 	if r.GetLocalOnly() {
 		return n.localStatus(), nil
 	}
-	reply, err := fromDriver(ctx, n, func(
-		d *placement.Driver, now time.Duration, reply func(*adminpb.StatusReply, error),
-	) {
-		reply(d.Status(now), nil)
-	}, func(ctx context.Context, c adminpb.AdminClient) (*adminpb.StatusReply, error) {
-		return c.Status(ctx, r)
-	})
-	if err != nil {
-		if passedOn(ctx) {
+	reply, err := n.driverStatus(ctx, r)
+	if passedOn(ctx) {
+		if err != nil {
 			return nil, verdict(err)
 		}
+		return reply, nil
+	}
+	// A driver that has just begun knows little, and while the system range
+	// elects nobody drives: who asks wants to know how the cluster is, not that.
+	for end := time.Now().Add(statusPatience); err != nil || reply.GetCollecting(); {
+		if !time.Now().Before(end) || ctx.Err() != nil {
+			break
+		}
+		pause(ctx, statusPause)
+		reply, err = n.driverStatus(ctx, r)
+	}
+	if err != nil {
 		reply = n.localStatus()
 		reply.Problems = append(reply.Problems, "placement does not answer: "+err.Error())
 		return reply, nil
 	}
 	reply.AnsweredBy, reply.Ready = uint64(n.self), n.ready.Load()
 	return reply, nil
+}
+
+// driverStatus asks the driver once.
+func (n *node) driverStatus(
+	ctx context.Context, r *adminpb.StatusRequest,
+) (*adminpb.StatusReply, error) {
+	return fromDriver(ctx, n, func(
+		d *placement.Driver, now time.Duration, reply func(*adminpb.StatusReply, error),
+	) {
+		reply(d.Status(now), nil)
+	}, func(ctx context.Context, c adminpb.AdminClient) (*adminpb.StatusReply, error) {
+		return c.Status(ctx, r)
+	})
 }
 
 func (n *node) localStatus() *adminpb.StatusReply {
@@ -373,6 +399,15 @@ func (n *node) leaderOf(id ids.RangeID, at ids.NodeID) (adminpb.AdminClient, err
 	return admin, nil
 }
 
+// holders names the nodes with a replica.
+func holders(d *metapb.RangeDescriptor) string {
+	var all []string
+	for _, rep := range d.GetReplicas() {
+		all = append(all, ids.NodeID(rep.GetNodeId()).String())
+	}
+	return strings.Join(all, ", ")
+}
+
 // TransferLeader asks the leader of a range to hand it to another node.
 func (a *adminService) TransferLeader(
 	ctx context.Context, r *adminpb.TransferLeaderRequest,
@@ -394,7 +429,8 @@ func (a *adminService) TransferLeader(
 		}
 	}
 	if order.ReplicaId == 0 {
-		return nil, status.Errorf(codes.FailedPrecondition, "%v has no replica on n%d", id, to)
+		return nil, status.Errorf(codes.FailedPrecondition,
+			"%v has no replica on n%d, which could lead it: choose one of %s", id, to, holders(d))
 	}
 	if at := ids.NodeID(info.GetLeaderNode()); at != n.self && !passedOn(ctx) {
 		admin, err := n.leaderOf(id, at)

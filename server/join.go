@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -111,7 +112,8 @@ func (s *Server) askOne(ctx context.Context, addr string) (*adminpb.JoinReply, e
 	defer cancel()
 	rec := s.store.Identity().Record()
 	return adminpb.NewControlClient(conn).Join(ctx, &adminpb.JoinRequest{
-		Node: s.descriptor(rec.Node), ClusterId: rec.ClusterID,
+		// The cluster that was asked for: another one refuses before it registers.
+		Node: s.descriptor(rec.Node), ClusterId: cmp.Or(rec.ClusterID, s.cfg.Cluster),
 	})
 }
 

@@ -143,6 +143,7 @@ func (r *reporter) compose() *metapb.NodeReport {
 		DiskBytes: n.diskTotal.Load(), DiskFreeBytes: n.diskFree.Load(),
 		Replicas: uint32(replicas), Leaders: uint32(leaders),
 		ReadOnly: n.store.ReadOnly(), Draining: n.draining.Load(),
+		Version: n.cfg.Version, UptimeSeconds: time.Since(n.s.began).Seconds(),
 	}
 	// What changed is taken first: a fact that is older than the full report
 	// must not follow it.

@@ -29,6 +29,10 @@ func (a *app) fromEnvironment(cmd *cobra.Command) error {
 	cmd.Root().PersistentFlags().VisitAll(func(f *pflag.Flag) {
 		name := "FLOTILLA_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		v, set := os.LookupEnv(name)
+		if f.Changed && f.Name == "endpoints" && f.Value.String() == "" && fault == nil {
+			// An unset variable of a script must not mean another cluster.
+			fault = usageError{"--endpoints is empty: name nodes as host:port, or leave it out"}
+		}
 		if f.Changed || !set || v == "" {
 			return
 		}

@@ -40,7 +40,7 @@ func exitCode(err error) int {
 	var usage usageError
 	var unhealthy unhealthyError
 	switch {
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.Is(err, client.ErrInvalid):
 		return exitUsage
 	case errors.As(err, &unhealthy):
 		return exitUnhealthy

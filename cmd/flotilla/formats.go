@@ -144,7 +144,7 @@ func parseJSON(line []byte) (key, value []byte, err error) {
 	d.DisallowUnknownFields()
 	var r record
 	if err := d.Decode(&r); err != nil {
-		return nil, nil, fmt.Errorf("not a JSON object with key and value: %w", err)
+		return nil, nil, fmt.Errorf("not a JSON object with key and value: %s", jsonFault(err))
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, nil, errors.New("more than one JSON object")
@@ -156,6 +156,20 @@ func parseJSON(line []byte) (key, value []byte, err error) {
 		return nil, nil, err
 	}
 	return key, value, nil
+}
+
+// jsonFault says what a line of JSON lacks, without Go's names.
+func jsonFault(err error) string {
+	if errors.Is(err, io.EOF) {
+		return "the line is empty"
+	}
+	if t, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		if t.Field == "" {
+			return "it is of type " + t.Value
+		}
+		return fmt.Sprintf("%s is of type %s", t.Field, t.Value)
+	}
+	return strings.TrimPrefix(err.Error(), "json: ")
 }
 
 // bytesOf takes the one of two fields that is there.

@@ -138,6 +138,10 @@ func (im *importer) feed(
 			return number, nil
 		}
 		number++
+		if err != nil && !errors.Is(err, errLongLine) {
+			im.fail(number, fmt.Errorf("cannot read on: %w", err))
+			return number, nil
+		}
 		if err == nil && number <= im.skip {
 			continue
 		}
@@ -167,6 +171,8 @@ func (im *importer) feed(
 	}
 }
 
+var errLongLine = fmt.Errorf("the line has more than %d bytes", maxLineBytes)
+
 // readLine returns the next line without its newline; it is valid until the
 // next call. The last line may lack the newline.
 func readLine(r *bufio.Reader) ([]byte, error) {
@@ -175,7 +181,7 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 		long := bytes.Clone(line)
 		for errors.Is(err, bufio.ErrBufferFull) {
 			if len(long) > maxLineBytes {
-				return nil, fmt.Errorf("the line has more than %d bytes", maxLineBytes)
+				return nil, errLongLine
 			}
 			line, err = r.ReadSlice('\n')
 			long = append(long, line...)
@@ -273,9 +279,9 @@ func (im *importer) sumUp(line int64, malformed error) error {
 	im.mu.Unlock()
 	switch {
 	case failedLine != 0:
-		return fmt.Errorf("import stopped at line %d after %s: %w; all lines before it are "+
-			"written, go on with --skip-lines %d", failedLine, plural(records, "record"), failed,
-			failedLine-1)
+		return fmt.Errorf("import stopped at line %d: %w; %s written, all before that line and "+
+			"perhaps some behind it; go on with --skip-lines %d",
+			failedLine, failed, plural(records, "record"), failedLine-1)
 	case malformed != nil:
 		return fmt.Errorf("line %d is malformed: %w; imported %s, which is all before it",
 			line, malformed, plural(records, "record"))

@@ -238,6 +238,9 @@ is not text).`,
 			if err != nil {
 				return err
 			}
+			if limit < 0 {
+				return usageError{fmt.Sprintf("--limit %d: it must not be negative", limit)}
+			}
 			opts := []client.ScanOption{client.WithLimit(limit)}
 			if reverse {
 				opts = append(opts, client.Reverse())

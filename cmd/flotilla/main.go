@@ -90,6 +90,9 @@ func (a *app) rootCommand() *cobra.Command {
 		a.running = true
 		return nil
 	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Sprintf("%v (%s --help lists all flags)", err, cmd.CommandPath())}
+	})
 	group(root)
 	root.AddCommand(
 		a.kvCommand(), a.statusCommand(), a.healthCommand(), a.nodesCommand(), a.rangesCommand(),

@@ -56,6 +56,9 @@ func newRangeReport(i *adminpb.RangeInfo) rangeReport {
 		Leader: i.GetLeaderNode(), SizeBytes: s.GetKeyBytes() + s.GetValueBytes(),
 		Keys: s.GetKeys(), Versions: s.GetVersions(), Replicas: []replicaReport{},
 	}
+	if r.System {
+		r.Start, r.End = "", ""
+	}
 	for _, p := range d.GetReplicas() {
 		r.Replicas = append(r.Replicas, replicaReport{
 			Node: p.GetNodeId(), Replica: p.GetReplicaId(), Role: roleName(p.GetRole()),

@@ -151,7 +151,13 @@ func (a *app) printStatus(s *statusReport) error {
 		fmt.Fprintf(a.stdout, "moving    %s in progress\n", plural(s.Operators, "change"))
 	}
 	if s.Health == "degraded" && s.Ranges > 0 {
-		fmt.Fprintln(a.stdout, "          every range has a leader: reads and writes work")
+		works := "reads and writes work"
+		for _, n := range s.Nodes {
+			if n.ReadOnly {
+				works = "reads work, writes only where the leader's disk has room"
+			}
+		}
+		fmt.Fprintln(a.stdout, "          every known range has a leader: "+works)
 	}
 	var next []string
 	for _, n := range s.Nodes {

@@ -197,6 +197,7 @@ type StatusReply struct {
 	Problems          []string               `protobuf:"bytes,9,rep,name=problems,proto3" json:"problems,omitempty"`    // in words; empty means healthy
 	Ready             bool                   `protobuf:"varint,10,opt,name=ready,proto3" json:"ready,omitempty"`        // this node serves
 	Operators         uint64                 `protobuf:"varint,11,opt,name=operators,proto3" json:"operators,omitempty"`
+	Collecting        bool                   `protobuf:"varint,12,opt,name=collecting,proto3" json:"collecting,omitempty"` // a new driver: not all nodes have told it what they lead
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -306,6 +307,13 @@ func (x *StatusReply) GetOperators() uint64 {
 		return x.Operators
 	}
 	return 0
+}
+
+func (x *StatusReply) GetCollecting() bool {
+	if x != nil {
+		return x.Collecting
+	}
+	return false
 }
 
 type LookupRequest struct {
@@ -1305,7 +1313,7 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\tread_only\x18\b \x01(\bR\breadOnly\x12\x18\n" +
 	"\aversion\x18\t \x01(\tR\aversion\x12%\n" +
 	"\x0euptime_seconds\x18\n" +
-	" \x01(\x01R\ruptimeSeconds\"\xff\x02\n" +
+	" \x01(\x01R\ruptimeSeconds\"\x9f\x03\n" +
 	"\vStatusReply\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x06R\tclusterId\x12\x1f\n" +
@@ -1322,7 +1330,10 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\bproblems\x18\t \x03(\tR\bproblems\x12\x14\n" +
 	"\x05ready\x18\n" +
 	" \x01(\bR\x05ready\x12\x1c\n" +
-	"\toperators\x18\v \x01(\x04R\toperators\"g\n" +
+	"\toperators\x18\v \x01(\x04R\toperators\x12\x1e\n" +
+	"\n" +
+	"collecting\x18\f \x01(\bR\n" +
+	"collecting\"g\n" +
 	"\rLookupRequest\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\fR\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\fR\x03end\x12\x18\n" +

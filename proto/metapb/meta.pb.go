@@ -764,6 +764,8 @@ type NodeReport struct {
 	Leaders       uint32                 `protobuf:"varint,7,opt,name=leaders,proto3" json:"leaders,omitempty"`
 	ReadOnly      bool                   `protobuf:"varint,8,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	Draining      bool                   `protobuf:"varint,9,opt,name=draining,proto3" json:"draining,omitempty"`
+	Version       string                 `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"` // of the program, for people
+	UptimeSeconds float64                `protobuf:"fixed64,11,opt,name=uptime_seconds,json=uptimeSeconds,proto3" json:"uptime_seconds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -859,6 +861,20 @@ func (x *NodeReport) GetDraining() bool {
 		return x.Draining
 	}
 	return false
+}
+
+func (x *NodeReport) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *NodeReport) GetUptimeSeconds() float64 {
+	if x != nil {
+		return x.UptimeSeconds
+	}
+	return 0
 }
 
 // NodeReportReply brings orders and the registry back to the node.
@@ -1323,7 +1339,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\tcaught_up\x18\x05 \x03(\x04R\bcaughtUp\x12\x16\n" +
 	"\x06silent\x18\x06 \x03(\x04R\x06silent\x12*\n" +
 	"\x11writes_per_second\x18\a \x01(\x01R\x0fwritesPerSecond\x12(\n" +
-	"\x10reads_per_second\x18\b \x01(\x01R\x0ereadsPerSecond\"\xb9\x02\n" +
+	"\x10reads_per_second\x18\b \x01(\x01R\x0ereadsPerSecond\"\xfa\x02\n" +
 	"\n" +
 	"NodeReport\x121\n" +
 	"\x04node\x18\x01 \x01(\v2\x1d.flotilla.meta.NodeDescriptorR\x04node\x12\x12\n" +
@@ -1335,7 +1351,10 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\breplicas\x18\x06 \x01(\rR\breplicas\x12\x18\n" +
 	"\aleaders\x18\a \x01(\rR\aleaders\x12\x1b\n" +
 	"\tread_only\x18\b \x01(\bR\breadOnly\x12\x1a\n" +
-	"\bdraining\x18\t \x01(\bR\bdraining\"\xa4\x02\n" +
+	"\bdraining\x18\t \x01(\bR\bdraining\x12\x18\n" +
+	"\aversion\x18\n" +
+	" \x01(\tR\aversion\x12%\n" +
+	"\x0euptime_seconds\x18\v \x01(\x01R\ruptimeSeconds\"\xa4\x02\n" +
 	"\x0fNodeReportReply\x12\x1b\n" +
 	"\twant_full\x18\x01 \x01(\bR\bwantFull\x12,\n" +
 	"\x06orders\x18\x02 \x03(\v2\x14.flotilla.meta.OrderR\x06orders\x123\n" +
