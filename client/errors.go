@@ -174,8 +174,14 @@ func reason(err error) string {
 	if s, ok := status.FromError(err); ok {
 		text = s.Message()
 	}
-	if i := strings.LastIndex(text, "connect: "); i >= 0 {
-		text = text[i+len("connect: "):]
+	if strings.Contains(text, "looked like an HTTP/1.1 header") {
+		return "it speaks HTTP, not gRPC: is that the node's --http address?"
+	}
+	// What grpc wraps around: the last part says what happened.
+	for _, mark := range []string{"connect: ", "dial tcp: "} {
+		if i := strings.LastIndex(text, mark); i >= 0 {
+			text = text[i+len(mark):]
+		}
 	}
 	return strings.Trim(text, `"`)
 }

@@ -167,7 +167,7 @@ func TestAnInstallHoldsAllOfItsGroup(t *testing.T) {
 	// A change of term would be written to the log, beside the install.
 	heard := len(f.changes)
 	m.do(func() { m.g.TransferLeader(2) })
-	c.tick(2)
+	c.tick(2 * defaultHeartbeatTicks) // the new leader's append is refused, its heartbeat is not
 	if len(f.changes) != heard {
 		t.Fatalf("node 4 heard of %q during its install", f.changes[heard:])
 	}

@@ -212,10 +212,11 @@ func (r *Replica) finish(p *proposal, v verdict, index ids.Index) {
 }
 
 // deliver ends the proposal that the entry just applied belongs to, and those
-// before it, which raft dropped.
+// before it, which raft dropped. One that apply rejected is forgotten like
+// those: a retry must not be attached to it for ever.
 func (r *Replica) deliver(sequence uint64, v verdict, index ids.Index) {
 	for _, p := range r.pending.take(sequence) {
-		if p.sequence == sequence {
+		if p.sequence == sequence && v == applied {
 			r.finish(p, v, index)
 		} else {
 			r.forgetRejected(p, index)

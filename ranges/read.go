@@ -6,6 +6,7 @@ import (
 
 	"github.com/flotilla-kv/flotilla/internal/canary"
 	"github.com/flotilla-kv/flotilla/internal/hlc"
+	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/multiraft"
 	"github.com/flotilla-kv/flotilla/proto/kv"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
@@ -23,6 +24,7 @@ type read struct {
 	r          *Replica
 	req        *kv.Request
 	done       func(*kv.Response)
+	term       ids.Term // of the leadership under which ts was fixed
 	ts         hlc.Timestamp
 	start, end []byte // clipped to the range; end empty: the key start
 }
@@ -30,21 +32,8 @@ type read struct {
 // submitRead begins a read on the caller's goroutine.
 func (r *Replica) submitRead(req *kv.Request, done func(*kv.Response)) {
 	rd := &read{r: r, req: req, done: done}
-	s := r.state.Load()
-	if !s.lead.mine || s.destroyed {
-		rd.answer(r.notLeader(false))
-		return
-	}
-	clock := r.table.cfg.Clock
-	if rd.ts = req.Timestamp; rd.ts == 0 {
-		ts, err := clock.Now()
-		if err != nil {
-			rd.answer(clockError(err))
-			return
-		}
-		rd.ts = ts
-	} else if err := clock.Update(rd.ts); err != nil {
-		rd.answer(clockError(err))
+	if resp := rd.fix(); resp != nil {
+		rd.answer(resp)
 		return
 	}
 	r.load.read()
@@ -53,8 +42,42 @@ func (r *Replica) submitRead(req *kv.Request, done func(*kv.Response)) {
 	}
 }
 
-// Run asks for confirmation of leadership.
-func (rd *read) Run() { rd.r.confirm(rd) }
+// fix fixes the timestamp, after it has looked in which term this replica leads.
+func (rd *read) fix() *kv.Response {
+	r, clock := rd.r, rd.r.table.cfg.Clock
+	s := r.state.Load()
+	if !s.lead.mine || s.destroyed {
+		return r.notLeader(false)
+	}
+	rd.term, rd.ts = s.lead.term, rd.req.Timestamp
+	if rd.ts != 0 {
+		if err := clock.Update(rd.ts); err != nil {
+			return clockError(err)
+		}
+		return nil
+	}
+	ts, err := clock.Now()
+	if err != nil {
+		return clockError(err)
+	}
+	rd.ts = ts
+	return nil
+}
+
+// Run asks for confirmation of leadership, of the one under which the timestamp
+// was fixed. Another one proves nothing for it: this goroutine may have fixed
+// it under a leadership that was over already, with a clock behind that of the
+// next leader, which had acknowledged writes above it; and before it came here
+// this replica may have been elected again. Confirmed in its own term, no later
+// leader was elected before the read came, and what earlier ones acknowledged
+// lies below the clock of the election.
+func (rd *read) Run() {
+	if rd.r.state.Load().lead.term != rd.term {
+		rd.answer(rd.r.notLeader(false))
+		return
+	}
+	rd.r.confirm(rd)
+}
 
 // confirm calls w back when a quorum has confirmed, after this call, that this
 // replica leads, and all that was committed then is applied. A lease will
@@ -224,8 +247,12 @@ func (r *Replica) serveReads() {
 	// saw; if the bounds hold now, they held then (they only shrink), and the
 	// right half's group begins to write here only after they shrank. The
 	// threshold is published before the first deletion under it is visible.
+	// Whether a snapshot is being installed is asked before the state is loaded:
+	// asked afterwards, an install that ended in between would show its data
+	// with the bounds and the threshold of before.
+	installing := r.reads.isInstalling()
 	now := r.state.Load()
-	gone := now.destroyed || r.reads.isInstalling()
+	gone := now.destroyed || installing
 	for _, rd := range list {
 		resp := rd.checkAgain(now, before)
 		switch {

@@ -218,13 +218,14 @@ func (r *Replica) offShard(job func() (then func())) {
 			then()
 			return
 		}
-		switch err := r.enqueue(multiraft.TaskFunc(func() {}), 0); {
-		case errors.Is(err, multiraft.ErrStopped):
-			// Halted or stopping: leadership was abandoned, nothing is evaluated.
-			r.back.run()
-		case err != nil:
+		err := r.enqueue(multiraft.TaskFunc(func() {}), 0)
+		if err != nil && !errors.Is(err, multiraft.ErrStopped) {
 			r.table.mark(r.id) // maintenance fetches it
 		}
+		// Stopped says that the group will end, not that its shard is done with
+		// this replica: it must not be run here beside it. Whoever removes the
+		// group closes back, which runs what is left; if the whole host ends,
+		// nobody is left to be answered.
 	})
 }
 

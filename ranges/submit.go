@@ -2,6 +2,7 @@ package ranges
 
 import (
 	"bytes"
+	"fmt"
 
 	"github.com/flotilla-kv/flotilla/proto/kv"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
@@ -181,7 +182,8 @@ func validateSpan(req *kv.Request) *kv.Response {
 
 func (t *Table) validateValue(value []byte) *kv.Response {
 	if len(value) > t.cfg.MaxValueBytes {
-		return tooLarge("value above its limit")
+		return tooLarge(fmt.Sprintf("the value has %d bytes, the limit is %d "+
+			"(--max-value-size of the nodes)", len(value), t.cfg.MaxValueBytes))
 	}
 	return nil
 }

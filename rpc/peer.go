@@ -10,7 +10,9 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/multiraft"
@@ -112,6 +114,7 @@ func (p *peer) accept() {
 
 // run opens a stream when there is something to send, and again after it broke.
 func (p *peer) run(ctx context.Context) {
+	verdict := "" // the peer's last refusal, told once
 	for attempt := 0; ctx.Err() == nil; {
 		select {
 		case <-ctx.Done():
@@ -126,13 +129,17 @@ func (p *peer) run(ctx context.Context) {
 			return
 		}
 		if opened {
-			attempt = 0
+			attempt, verdict = 0, ""
 			p.t.metrics.streamsLost.Add(1)
 			p.t.cfg.Logger.Warn("raft stream lost",
 				"node", p.node, "dropped", dropped, "error", err)
 		} else {
 			attempt++
 			p.t.cfg.Logger.Debug("raft stream not opened", "node", p.node, "error", err)
+			if status.Code(err) == codes.FailedPrecondition && err.Error() != verdict {
+				verdict = err.Error()
+				p.t.cfg.Logger.Warn("a peer refuses this node", "node", p.node, "error", err)
+			}
 		}
 		if opened || dropped > 0 {
 			p.t.cfg.Lost(p.node)

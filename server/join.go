@@ -127,6 +127,9 @@ func inWords(err error) string {
 		return "no answer in time"
 	}
 	text := status.Convert(err).Message()
+	if strings.Contains(text, "looked like an HTTP/1.1 header") {
+		return "it speaks HTTP, not gRPC: is that the node's --http address?"
+	}
 	if strings.Contains(text, "connection error") {
 		text = strings.TrimRight(text[strings.LastIndex(text, ": ")+1:], `" `)
 	}

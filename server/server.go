@@ -23,15 +23,16 @@ import (
 
 // Server is a node from its ports and store on; its identity comes in Run.
 type Server struct {
-	cfg       Config
-	began     time.Time
-	store     *store.Store
-	grpcLn    net.Listener
-	httpLn    net.Listener
-	advertise string
-	clock     *osclock.Clock
-	notice    *notices
-	node      atomic.Pointer[node] // nil until booted
+	cfg         Config
+	began       time.Time
+	store       *store.Store
+	connections int // connections that the gRPC port may have
+	grpcLn      net.Listener
+	httpLn      net.Listener
+	advertise   string
+	clock       *osclock.Clock
+	notice      *notices
+	node        atomic.Pointer[node] // nil until booted
 }
 
 // New validates the configuration, opens the ports and then the store, and
@@ -45,6 +46,9 @@ func New(cfg Config) (*Server, error) {
 	s.clock = osclock.New()
 	s.notice = &notices{out: s.cfg.Notice}
 	var err error
+	if s.connections, err = connectionLimit(); err != nil {
+		return nil, err
+	}
 	if s.grpcLn, err = listen("--listen", s.cfg.Listen); err != nil {
 		return nil, err
 	}
@@ -107,7 +111,8 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stop()
 	g, gctx := errgroup.WithContext(outer)
 	g.Go(func() error {
-		if err := web.Serve(s.httpLn); !errors.Is(err, http.ErrServerClosed) {
+		err := web.Serve(s.bounded(s.httpLn, httpConnections))
+		if !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve http: %w", err)
 		}
 		return nil
@@ -164,7 +169,7 @@ func (s *Server) serveWaiting() (stop func(), err error) {
 		return status.Error(codes.NotFound, "waits to join a cluster itself")
 	}))
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = srv.Serve(ln) }) // ends with Stop
+	wg.Go(func() { _ = srv.Serve(s.bounded(ln, s.connections)) }) // ends with Stop
 	return func() {
 		srv.Stop()
 		wg.Wait()

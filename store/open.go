@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -49,6 +51,10 @@ func (s *Store) open() error {
 	}
 	switch {
 	case found.store && found.creating, !found.store && !found.records:
+		if f := found.foreign; f != "" && s.o.Create && !found.creating {
+			return openError(s.o.Dir, ErrNoStore, fmt.Sprintf("the directory holds other things, "+
+				"such as %q", f), "give a new or an empty directory")
+		}
 		if !s.o.Create {
 			return s.noStore("nothing, or a creation that was cut short, is there")
 		}
@@ -99,6 +105,9 @@ func (s *Store) lockDirectory() error {
 			return s.noStore("the directory holds no store")
 		}
 	}
+	if errors.Is(err, syscall.ENOTDIR) {
+		return openError(s.o.Dir, ErrUnreadable, "it is not a directory", "give the path of one")
+	}
 	if err != nil {
 		return openError(s.o.Dir, ErrUnreadable, err.Error(), "check the directory's permissions")
 	}
@@ -109,6 +118,9 @@ func (s *Store) lockDirectory() error {
 	// A lock file that cannot be opened is an error with a path; a lock that is
 	// held is a bare one.
 	var pathErr *fs.PathError
+	if errors.Is(err, syscall.ENOTDIR) {
+		return openError(s.o.Dir, ErrUnreadable, "it is not a directory", "give the path of one")
+	}
 	if errors.As(err, &pathErr) {
 		return openError(s.o.Dir, ErrUnreadable, err.Error(), "check the directory's permissions")
 	}
@@ -119,6 +131,7 @@ func (s *Store) lockDirectory() error {
 // found is what lies in the directory.
 type found struct {
 	creating bool
+	foreign  string // something that is no store's; empty: there is nothing such
 	records  bool
 	store    bool // an engine directory with a database, or half of one
 }
@@ -140,6 +153,16 @@ func (s *Store) examine() (found, error) {
 	f.records = slices.Contains(names, identityFile(0)) || slices.Contains(names, identityFile(1))
 	if f.creating {
 		f.store, f.records = true, false
+	}
+	ours := []string{
+		engineDir, snapshotDir, lockFile, creatingFile, identityFile(0), identityFile(1),
+	}
+	for _, name := range names {
+		// The root of a file system has a lost+found.
+		if !slices.Contains(ours, name) && name != "lost+found" && !strings.HasPrefix(name, ".") {
+			f.foreign = name
+			break
+		}
 	}
 	return f, nil
 }

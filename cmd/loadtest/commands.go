@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,6 +19,9 @@ import (
 	"github.com/flotilla-kv/flotilla/proto/adminpb"
 	"github.com/flotilla-kv/flotilla/proto/kv"
 )
+
+// suggestionDistance is how many letters may be wrong in a did-you-mean.
+const suggestionDistance = 2
 
 // openTimeout bounds how long the store may take to answer at first.
 const openTimeout = 15 * time.Second
@@ -37,11 +43,45 @@ longest time without a success is printed, overall and by range.`,
   flotilla-loadtest run get --store etcd --endpoints 127.0.0.1:2379`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			hint := ""
+			if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = fmt.Sprintf("; did you mean %q?", near[0])
+			}
+			return usageError{fmt.Errorf("unknown command %q%s", args[0], hint)}
+		},
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
+	root.SuggestionsMinimumDistance = suggestionDistance
 	f.register(root.PersistentFlags())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(loadCommand(&f), runCommand(&f))
+	root.AddCommand(loadCommand(&f), runCommand(&f), versionCommand())
 	return root
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version and the commit",
+		Args:  noArguments,
+		RunE: func(c *cobra.Command, _ []string) error {
+			version, commit := "unreleased", "unknown"
+			if info, ok := debug.ReadBuildInfo(); ok {
+				version = cmp.Or(info.Main.Version, version)
+				for _, s := range info.Settings {
+					if s.Key == "vcs.revision" {
+						commit = s.Value
+					}
+				}
+			}
+			_, err := fmt.Fprintf(c.OutOrStdout(), "flotilla-loadtest %s (%.12s) %s\n",
+				version, commit, runtime.Version())
+			return err
+		},
+	}
 }
 
 func loadCommand(f *flags) *cobra.Command {

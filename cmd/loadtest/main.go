@@ -40,7 +40,7 @@ func run(ctx context.Context, args []string) int {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &usage):
-		fmt.Fprintf(os.Stderr, "flotilla-loadtest: %v\nSee flotilla-loadtest --help.\n", err)
+		fmt.Fprintf(os.Stderr, "flotilla-loadtest: %v (see flotilla-loadtest --help)\n", err)
 		return exitUsage
 	case errors.Is(err, client.ErrUnavailable) || errors.Is(err, errNothingSucceeded) ||
 		status.Code(err) == codes.Unavailable || status.Code(err) == codes.DeadlineExceeded:

@@ -9,6 +9,10 @@ import (
 // milliseconds; it lies in the year 4199.
 const maxWall = 1<<(64-LogicalBits) - 1
 
+// aheadPart is the part of a window that NextBound keeps ahead of a clock that
+// is ahead of the wall clock: still more than the time between two looks.
+const aheadPart = 4
+
 // Hybrid is a node's hybrid logical clock over its physical clocks. It is safe
 // for concurrent use and does not allocate. Its lock is held for a few
 // instructions and never while a physical clock is read.
@@ -88,18 +92,25 @@ func (h *Hybrid) Update(remote Timestamp) error {
 	return nil
 }
 
-// NextBound returns the bound that the store should make durable next, a
-// window ahead of the clock, and whether that is due (less than half a window
-// is left). The window is at least two milliseconds.
+// NextBound returns the bound that the store should make durable next, and
+// whether that is due (less than half of what it adds is left). It lies a window
+// ahead of the wall clock, and a part of a window ahead of this clock, where that
+// is ahead of the wall clock. The window is at least aheadPart milliseconds.
+//
+// A whole window there would drive the clocks away: a restart begins at the
+// bound, and the stamps of one node move all others. With a few crashes within a
+// window, or one of each node in turn, every restart would add a window to the
+// lead of the cluster's clocks, until peers refuse frames as too far ahead.
 func (h *Hybrid) NextBound(window time.Duration) (Timestamp, bool) {
-	wall := New(h.wall(), 0)
+	wall := h.wall()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	// A peer's clock may be ahead by more than a window and still be
 	// tolerated. Without wanted its frames would be refused for ever.
-	ahead := max(wall, h.mu.last, h.mu.wanted)
-	next := ahead + New(window.Milliseconds(), 0)
-	return next, h.mu.bound < next-New(window.Milliseconds()/2, 0)
+	ahead := max(h.mu.last, h.mu.wanted)
+	whole, part := window.Milliseconds(), window.Milliseconds()/aheadPart
+	next := max(New(wall+whole, 0), ahead+New(part, 0))
+	return next, h.mu.bound < max(New(wall+whole-whole/2, 0), ahead+New(part-part/2, 0))
 }
 
 // SetBound raises the bound. The caller has made it durable.

@@ -197,6 +197,28 @@ func TestARestartBeginsAboveAllThatWasIssued(t *testing.T) {
 	}
 }
 
+// A process that crashes again and again begins each time at its bound. Its
+// clock, which moves those of all others, must not run away from the wall clock.
+func TestRestartsDoNotDriveTheClockAhead(t *testing.T) {
+	t.Parallel()
+	clock := &fakeClock{}
+	clock.wall.Store(testNoon)
+	durable := New(testNoon, 0)
+	for range 50 {
+		h := NewHybrid(clock, max(durable, New(clock.Wall(), 0)), testMaxAhead)
+		bound, due := h.NextBound(testWindow)
+		if !due {
+			t.Fatal("no bound is due at the start")
+		}
+		durable = bound
+		h.SetBound(bound)
+		if lead := mustNow(t, h).Wall() - clock.Wall(); lead > testWindow.Milliseconds() {
+			t.Fatalf("the clock is %d ms ahead", lead)
+		}
+		clock.wall.Add(testWindow.Milliseconds() / aheadPart)
+	}
+}
+
 func TestAWallClockBeforeTheEpochDoesNotWrapToTheEndOfTime(t *testing.T) {
 	t.Parallel()
 	clock := &fakeClock{}

@@ -205,6 +205,9 @@ func (s *Sim) splitOne() {
 	}
 	prefix := [...]string{"k/", "p/", "s/", "n/"}[s.nemesisRand.IntN(4)]
 	key := userKey("%s%x", prefix, s.nemesisRand.IntN(16))
+	if m := s.machine(); m.alive && s.mayBreakOneMore() && chance(s.nemesisRand, 0.3) {
+		m.doom = 1 + s.nemesisRand.IntN(8) // between the writes of this split, perhaps
+	}
 	n.run(func() {
 		n.table.Split(ids.RangeID(f.Descriptor_.RangeId), key,
 			func(left, right *metapb.RangeDescriptor, err error) {

@@ -133,7 +133,7 @@ func (n *node) boot() error {
 	n.incarnation++
 	s, err := store.Open(store.Options{
 		Dir: "store", FS: n.fs, Create: true, Simulated: true,
-		CacheBytes: 8 << 20, EntryCacheBytes: 1 << 20,
+		CacheBytes: 4 << 20, MemTableBytes: 4 << 20, EntryCacheBytes: 1 << 20,
 		SnapshotInMemoryBytes: n.sim.options.SnapshotInMemoryBytes,
 		Logger:                n.sim.logger(n.id), Random: n.rand.Uint64,
 		AfterCommit: n.afterCommit,

@@ -13,7 +13,6 @@ import (
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/proto/kv"
-	"github.com/flotilla-kv/flotilla/store"
 )
 
 // Options shape a run. Derive makes them from a seed.
@@ -82,7 +81,6 @@ type Sim struct {
 	splits   int
 	restAt   time.Duration // next look at whether all is at rest
 	err      error
-	closing  []*store.Store
 
 	clientLoss  float64
 	nemesisRand *rand.Rand
@@ -246,20 +244,11 @@ func (s *Sim) failed(format string, args ...any) bool {
 
 func (s *Sim) count(name string) { s.counters[name]++ }
 
-// abandon keeps a dead process's store until the run ends, when it is closed.
-func (s *Sim) abandon(st *store.Store) { s.closing = append(s.closing, st) }
-
 func (s *Sim) closeStores() {
 	for _, n := range s.machines {
 		if n.store != nil {
-			s.closing = append(s.closing, n.store)
+			closeStore(n.store)
 		}
-	}
-	for _, st := range s.closing {
-		func() {
-			defer func() { _ = recover() }() // Pebble objects to iterators of a dead process
-			_ = st.Close()
-		}()
 	}
 }
 

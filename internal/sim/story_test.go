@@ -34,8 +34,9 @@ func TestOldLeaderIsCutOffAndBroughtBack(t *testing.T) {
 						s.fail("nobody leads")
 						return
 					}
-					s.cut(old, true)
 					stop := s.pin(old, &answered, &refused)
+					s.until(s.loop.now+time.Second/2, func() bool { return false })
+					s.cut(old, true)
 					s.until(s.loop.now+4*time.Second, func() bool { return false })
 					if now := s.leadsBeside(old); now == nil {
 						s.fail("no new leader within 4 s of cutting %s off", old.id)

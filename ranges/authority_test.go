@@ -1,0 +1,96 @@
+package ranges
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/flotilla-kv/flotilla/internal/hlc"
+	"github.com/flotilla-kv/flotilla/proto/kv"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
+)
+
+// Stories of answers that rest on an authority which is over.
+
+// staleLeader cuts a range's leader off, so that it does not know of the next
+// one, whose clock is ahead and who has acknowledged a write of k.
+func (w *world) staleLeader(k, value string) (stale, next *node) {
+	w.t.Helper()
+	stale = w.leader(2)
+	stale.put(k, "old")
+	w.isolate(stale.id)
+	for range 100 {
+		for _, n := range w.nodes[1:] {
+			if n != stale {
+				n.host.Tick()
+				if n.table.Leads(2) {
+					next = n
+				}
+			}
+		}
+		w.settle()
+	}
+	if next == nil || !stale.table.Leads(2) {
+		w.t.Fatal("no second leader beside the one that is cut off")
+	}
+	must(w.t, next.clock.Update(hlc.New(w.wall+60_000, 0)))
+	next.put(k, value)
+	return stale, next
+}
+
+// A leader that is cut off, and whose clock is behind, fixes the timestamp of a
+// read; before the read comes to the shard the replica is elected again. That
+// it leads now says nothing for a timestamp of the time when it did not.
+func TestTimestampOfALeadershipThatWasOverIsNotReadAtByTheNext(t *testing.T) {
+	t.Parallel()
+	w := threeNodes(t, nil)
+	stale, _ := w.staleLeader("k", "acknowledged")
+	r := stale.table.replica(2)
+	var resp *kv.Response
+	rd := &read{
+		r: r, req: &kv.Request{Verb: kv.VerbGet, Key: key("k")},
+		done: func(answer *kv.Response) { resp = answer },
+	}
+	if refusal := rd.fix(); refusal != nil {
+		t.Fatalf("refused with %+v", refusal)
+	}
+	w.drop = nil
+	w.tick(5)
+	w.transfer(2, stale.id)
+	must(t, r.enqueue(rd, 0))
+	w.settle()
+	if resp == nil || resp.Code != kv.CodeNotLeader {
+		t.Fatalf("answered with %+v", resp)
+	}
+	if v := stale.get("k"); v != "acknowledged" {
+		t.Fatalf("got %q", v)
+	}
+}
+
+// A replica is removed while a job of it runs. The group refuses the job's
+// continuation from then on, but its shard has not come to the removal yet: the
+// continuation must wait for it, not run beside it.
+func TestContinuationOfARemovedReplicaRunsOnItsShardOnly(t *testing.T) {
+	t.Parallel()
+	w := oneNode(t, nil)
+	n := w.nodes[1]
+	n.put("a", "1")
+	n.put("b", "2")
+	r := n.table.replica(2)
+	n.holdJobs = true
+	var ended []error
+	n.table.Split(2, nil, func(_, _ *metapb.RangeDescriptor, err error) { ended = append(ended, err) })
+	w.settle()
+	if len(n.jobs) != 1 {
+		t.Fatalf("%d jobs wait", len(n.jobs))
+	}
+	n.table.OnGone(2, 99)
+	n.jobs[0]()
+	if !r.latches.idle() || len(ended) != 0 || r.change == nil {
+		t.Fatal("the continuation ran beside the shard")
+	}
+	n.jobs = nil
+	w.settle()
+	if len(ended) != 1 || !errors.Is(ended[0], ErrNotLeader) {
+		t.Fatalf("the split ended with %v", ended)
+	}
+}
