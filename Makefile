@@ -16,7 +16,7 @@ BUILD   := -trimpath -buildvcs=$(VCS)
 export CGO_ENABLED := 0
 
 # The simulation: how many seeds, from which on, and the longest it may take.
-SEEDS       ?= 12
+SEEDS       ?= 40
 FIRST       ?= 1
 SIM_TIMEOUT ?= 15m
 # The load that is compared: see scripts/bench-cluster and docs/BENCHMARKS.md.
@@ -43,7 +43,7 @@ cluster: build ## build, then start three nodes on this machine and wait until t
 	@scripts/cluster up
 
 .PHONY: test
-test: lint generate-check test-unit test-race sim test-process ## all that a change must pass
+test: lint generate-check test-unit test-race sim canary test-process ## all that a change must pass
 
 .PHONY: lint
 lint: ## the house rules, and go vet
@@ -62,7 +62,7 @@ test-race: ## the packages with concurrency under the race detector (needs a C c
 	else echo "test-race: SKIPPED: no C compiler ($$($(GO) env CC)), which the race detector needs"; fi
 
 .PHONY: sim
-sim: ## simulated clusters with faults: SEEDS=12 FIRST=1
+sim: ## simulated clusters with faults: SEEDS=40 FIRST=1
 	$(GO) test -count=1 -timeout $(SIM_TIMEOUT) ./internal/sim -sim.seeds=$(SEEDS) -sim.first=$(FIRST)
 
 .PHONY: canary

@@ -50,6 +50,9 @@ type peer struct {
 	learner bool
 	learned bool   // known from its messages only
 	seen    uint64 // the shard's tick when it was last heard
+
+	held *raftpb.Message // see hold.go
+	told uint64          // highest commit index sent or held in this term
 }
 
 // storage is what raft sees of the log: a commit index that only moved is not
@@ -205,11 +208,12 @@ func (g *Group) SetPeers(peers map[ids.ReplicaID]ids.NodeID) {
 	old := g.peers
 	g.peers = make([]peer, 0, len(peers))
 	for _, id := range slices.Sorted(maps.Keys(peers)) {
-		seen := g.shard.now
+		p := peer{replica: id, seen: g.shard.now}
 		if i, ok := findPeer(old, id); ok {
-			seen = old[i].seen
+			p = old[i]
 		}
-		g.peers = append(g.peers, peer{replica: id, node: peers[id], seen: seen})
+		p.node, p.learned = peers[id], false
+		g.peers = append(g.peers, p)
 	}
 	g.markLearners()
 }

@@ -106,6 +106,7 @@ func (s *shard) tick() {
 		if !g.live() || !g.needsTick() {
 			continue
 		}
+		g.Hasten()
 		g.rn.Tick()
 		g.tickRead()
 		g.askIfForgotten()

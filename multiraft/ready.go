@@ -85,16 +85,32 @@ func (g *Group) publish(rd *raft.Ready) {
 	if before.IsLeader && !(st.IsLeader && sameTerm) {
 		g.reads.fail(ErrNotLeader)
 	}
+	g.forgetHeld()
 	g.cfg.Machine.Changed(g.Status())
 }
 
-// route sends a raft message to the node where its replica lives.
+// route sends a raft message to the node where its replica lives, or holds it.
 func (g *Group) route(m *raftpb.Message) {
 	p := g.peer(ids.ReplicaID(m.GetTo()))
 	if p == nil || p.node == 0 {
 		g.shard.metrics.messagesUnsent.Add(1)
 		return
 	}
+	if old := p.held; old != nil {
+		p.held = nil
+		if !supersedes(m, old) {
+			g.emit(p, old)
+		}
+	}
+	if g.mayHold(p, m) {
+		p.held, p.told = m, m.GetCommit()
+		return
+	}
+	p.told = max(p.told, m.GetCommit())
+	g.emit(p, m)
+}
+
+func (g *Group) emit(p *peer, m *raftpb.Message) {
 	out := Message{Range: g.cfg.Range, Raft: m, ToLearner: p.learner}
 	switch m.GetType() {
 	case raftpb.MsgApp, raftpb.MsgHeartbeat:

@@ -119,6 +119,7 @@ func (r *Replica) applyKind(
 		next.data.Add(h.delta)
 		return false, nil
 	case kindSplit:
+		r.group().Hasten() // the right half needs its other replicas
 		return true, r.applySplit(b, next, h, body)
 	default: // kindGCThreshold; decodeEntry knows no other
 		if len(body) != 8 {
@@ -156,6 +157,7 @@ func (r *Replica) applyReplicas(b *store.Batch, next *state, e *raftpb.Entry) er
 	if err := proto.Unmarshal(body, d); err != nil {
 		return fmt.Errorf("decode descriptor: %w", err)
 	}
+	r.group().Hasten() // also to a replica that this change removes
 	next.desc = d // same bounds: a replica change moves no key
 	if boundsHash(d) != next.bounds || d.GetGeneration() != uint64(h.generation)+1 {
 		invariant.Failf("replica change of %v alters bounds or skips a generation", r.id)
@@ -194,6 +196,9 @@ func (r *Replica) Applied() {
 	}
 	r.latches.drain()
 	r.flush()
+	if canary.On(canary.ForeignTerm) {
+		r.proposeStale()
+	}
 	if s.next.lead.mine {
 		r.leaderApplied(old, s.split != nil || s.replicas)
 	}

@@ -4,9 +4,12 @@ import (
 	"errors"
 	"testing"
 
+	"go.etcd.io/raft/v3/raftpb"
+
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/proto/kv"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
+	"github.com/flotilla-kv/flotilla/store/mvcc"
 )
 
 // Stories of answers that rest on an authority which is over.
@@ -93,4 +96,50 @@ func TestContinuationOfARemovedReplicaRunsOnItsShardOnly(t *testing.T) {
 	if len(ended) != 1 || !errors.Is(ended[0], ErrNotLeader) {
 		t.Fatalf("the split ended with %v", ended)
 	}
+}
+
+// A split deletes the data of a right half that this node must not have. A read
+// of that half has passed the latches and comes to the data between the commit
+// and the moment at which the new bounds are published: it must not say that
+// nothing is there.
+func TestReadDuringASplitThatDropsItsRightHalfIsNotTakenForNotFound(t *testing.T) {
+	t.Parallel()
+	w := oneNode(t, nil)
+	n := w.nodes[1]
+	n.put("a", "1")
+	n.put("z", "2")
+	r := n.table.replica(2)
+	n.holdJobs = true
+	c := n.start(&kv.Request{Verb: kv.VerbGet, Key: key("z")})
+	w.settle()
+	if len(n.jobs) != 1 {
+		t.Fatalf("%d jobs wait", len(n.jobs))
+	}
+	b := n.store.NewBatch()
+	must(t, n.store.Log().PutTombstone(b, 101, r.self+1))
+	must(t, n.store.CommitNoSync(b))
+	b.Close()
+	s := r.state.Load()
+	left, right := splitDescriptor(s.desc, key("m"), 101)
+	data, err := mvcc.Compute(n.store.State().DB(), key("m"), s.desc.GetEnd())
+	must(t, err)
+	body, err := encodeSplit(left, right, data)
+	must(t, err)
+	b = n.store.NewBatch()
+	_, err = r.Apply(b, []*raftpb.Entry{{
+		Term: new(uint64(s.lead.term)), Index: new(uint64(s.applied) + 1),
+		Data: encodeEntry(r.headerFor(kindSplit), body),
+	}})
+	must(t, err)
+	must(t, n.store.CommitNoSync(b))
+	b.Close()
+	n.jobs[0]()
+	if c.resp == nil || c.resp.Code == kv.CodeNotFound {
+		t.Fatalf("answered with %+v", c.resp)
+	}
+	r.Applied()
+	if r.reads.isReplacing() {
+		t.Fatal("reads stay refused")
+	}
+	n.jobs = nil
 }

@@ -137,6 +137,28 @@ func TestHalfOfTheVotersCannotWriteAfterACrashDuringAChange(t *testing.T) {
 	w.check()
 }
 
+// Bug class 30: a change after which no majority of the voters has the log would
+// leave the range to the one node that begins it.
+func TestChangeToAMajorityThatLagsIsRefused(t *testing.T) {
+	t.Parallel()
+	w := threeNodes(t, nil)
+	l := w.leader(2)
+	lag, other := w.nodes[l.id%3+1], w.nodes[(l.id+1)%3+1]
+	lag.down = true
+	for range 2 * maxLag {
+		l.put("k", "v")
+	}
+	w.tick(3)
+	demote := &metapb.Order{
+		RangeId: 2, Kind: metapb.OrderKind_ORDER_KIND_DEMOTE,
+		ReplicaId: uint64(other.table.replica(2).self),
+	}
+	w.wantOrder(demote, ErrLagging)
+	lag.down = false
+	w.tick(20)
+	w.wantOrder(demote, nil)
+}
+
 // Bug classes 5 and 19: a learner that missed its removal. It never campaigns
 // and its leader sends it nothing more, so it has to ask.
 func TestLearnerThatMissedItsRemovalAsksAndIsTold(t *testing.T) {
@@ -321,5 +343,31 @@ func TestEveryPrefixOfTheCommitsIsAWholeNode(t *testing.T) {
 			}
 		}
 		n.close()
+	}
+}
+
+// Bug class 10: a leader loses its leadership with a write in flight, which the
+// next leader commits. When the first one leads again, nothing that it had
+// evaluated in its first term may enter the log a second time and take effect.
+func TestWriteInFlightAppliesOnceWhenItsLeaderIsElectedAgain(t *testing.T) {
+	t.Parallel()
+	w := threeNodes(t, nil)
+	l := w.leader(2)
+	l.put("k", "old")
+	// The followers take the entry, and the leader never hears that they did.
+	w.drop = func(_, to ids.NodeID, m *multiraft.Message) bool { return to == l.id }
+	c := l.start(l.putRequest("k", "v"))
+	w.tick(30)
+	if c.count != 1 || c.resp.Code == kv.CodeOK {
+		t.Fatalf("the write ended %d times, with %+v", c.count, c.resp)
+	}
+	w.drop = nil
+	w.tick(20)
+	w.transfer(2, l.id)
+	l.put("other", "v")
+	w.tick(5)
+	w.check()
+	if s := l.table.replica(2).state.Load(); s.data.Stats.Versions != 3 {
+		t.Fatalf("%d versions of three puts", s.data.Stats.Versions)
 	}
 }

@@ -51,6 +51,7 @@ type hold struct {
 	ts      hlc.Timestamp
 	waiters []*waiter
 	done    bool
+	alone   [1]*hold // room for the list of a key that nobody else holds
 }
 
 const everyRead = hlc.Timestamp(1)
@@ -68,8 +69,12 @@ func (l *latches) acquire(h *hold, op latched) {
 		l.overSpan(h.start, h.end, block)
 		l.spans = append(l.spans, h)
 	} else {
-		for _, k := range h.keys {
+		for i, k := range h.keys {
 			held := l.overKey(k, block)
+			if i == 0 && len(held) == 0 {
+				h.alone[0] = h
+				held = h.alone[:0:1] // full with h in it: the next one moves it
+			}
 			l.points.Set(k, append(held, h))
 		}
 	}

@@ -3,6 +3,7 @@ package ranges
 import (
 	"errors"
 
+	"github.com/flotilla-kv/flotilla/internal/canary"
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/multiraft"
 	"github.com/flotilla-kv/flotilla/store"
@@ -47,7 +48,9 @@ func (p *proposals) next() uint64 {
 }
 
 func (p *proposals) push(x *proposal) {
-	x.payload = nil
+	if !canary.On(canary.ForeignTerm) {
+		x.payload = nil
+	}
 	p.queue = append(p.queue, x)
 }
 

@@ -182,10 +182,10 @@ func (rd *read) answer(resp *kv.Response) {
 // readQueue holds reads that wait for a reader. All that become ready until
 // the reader comes share its iterator.
 type readQueue struct {
-	mu         sync.Mutex
-	list       []*read
-	scheduled  bool
-	installing bool // a snapshot replaces the data
+	mu        sync.Mutex
+	list      []*read
+	scheduled bool
+	replacing int // how many snapshots and splits are replacing the data
 }
 
 func (q *readQueue) push(rd *read, r *Replica) {
@@ -211,16 +211,25 @@ func (q *readQueue) take() (list []*read, more bool) {
 	return list, q.scheduled
 }
 
-func (q *readQueue) setInstalling(on bool) {
+// replace says that data of the replica is about to change under the readers
+// in a way that its published state does not tell yet; replaced, that it tells
+// now, or that nothing changed.
+func (q *readQueue) replace() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.installing = on
+	q.replacing++
 }
 
-func (q *readQueue) isInstalling() bool {
+func (q *readQueue) replaced() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.installing
+	q.replacing--
+}
+
+func (q *readQueue) isReplacing() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.replacing > 0
 }
 
 // serveReads is a job off the shard: one iterator for all reads that are ready.
@@ -247,12 +256,12 @@ func (r *Replica) serveReads() {
 	// saw; if the bounds hold now, they held then (they only shrink), and the
 	// right half's group begins to write here only after they shrank. The
 	// threshold is published before the first deletion under it is visible.
-	// Whether a snapshot is being installed is asked before the state is loaded:
+	// Whether the data is being replaced is asked before the state is loaded:
 	// asked afterwards, an install that ended in between would show its data
 	// with the bounds and the threshold of before.
-	installing := r.reads.isInstalling()
+	replacing := r.reads.isReplacing()
 	now := r.state.Load()
-	gone := now.destroyed || installing
+	gone := now.destroyed || replacing
 	for _, rd := range list {
 		resp := rd.checkAgain(now, before)
 		switch {

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/flotilla-kv/flotilla/internal/canary"
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/multiraft"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
@@ -31,9 +32,10 @@ type Replica struct {
 	recent  recent
 	open    builder
 	pending proposals
-	staged  staged  // what Apply staged, for Applied to publish
-	change  *change // the structural change in progress
-	upkeep  upkeep  // what maintenance remembers
+	staged  staged   // what Apply staged, for Applied to publish
+	change  *change  // the structural change in progress
+	upkeep  upkeep   // what maintenance remembers
+	stale   [][]byte // canary: entries of a leadership that is over
 }
 
 var _ multiraft.StateMachine = (*Replica)(nil)
@@ -151,6 +153,9 @@ func (r *Replica) abandon() {
 	r.recent.clear()
 	r.upkeep.follow()
 	for _, p := range pending {
+		if canary.On(canary.ForeignTerm) && p.payload != nil {
+			r.stale = append(r.stale, p.payload)
+		}
 		r.abandonProposal(p, lost)
 	}
 	for _, p := range sealed {
@@ -231,3 +236,13 @@ func (r *Replica) offShard(job func() (then func())) {
 
 // newest descriptor for others; nil while uninitialised.
 func (r *Replica) descriptor() *metapb.RangeDescriptor { return r.state.Load().desc }
+
+// proposeStale is the planted bug foreign-term: a leader that was elected again
+// proposes once more what it had proposed before, evaluated in a term that is
+// over. Apply must reject it by its header, and does not with this bug.
+func (r *Replica) proposeStale() {
+	if stale := r.stale; len(stale) > 0 && r.state.Load().leads() {
+		r.stale = nil
+		_ = r.group().Propose(stale)
+	}
+}

@@ -135,9 +135,9 @@ func (t *Table) checkSpanLocked(h *metapb.SnapshotHeader) error {
 func (a *Admission) Deliver(done func(error)) {
 	// Readers look at this after they opened their iterator: data that was
 	// replaced meanwhile must not be read under the old threshold.
-	a.replica.reads.setInstalling(true)
+	a.replica.reads.replace()
 	a.table.host.DeliverSnapshot(a.Incoming, func(installed bool, err error) {
-		a.replica.reads.setInstalling(false)
+		a.replica.reads.replaced()
 		a.release()
 		if err == nil && !installed {
 			err = ErrSnapshotUnused

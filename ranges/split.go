@@ -276,7 +276,16 @@ func (r *Replica) applySplit(b *store.Batch, next *state, h header, body []byte)
 		campaign: parent.lead.mine,
 	}
 	r.staged.split = sp
-	return r.table.stageRight(b, sp)
+	if err := r.table.stageRight(b, sp); err != nil {
+		return err
+	}
+	if sp.right == nil {
+		// The batch deletes what a reader that has passed the latches may still
+		// look for under the old bounds. Until the new ones are published
+		// (publishSplit) nobody is told that it is not there.
+		r.reads.replace()
+	}
+	return nil
 }
 
 // stageRight stages the right half, unless this node's replica of it was
@@ -329,6 +338,9 @@ func (t *Table) publishSplit(left *Replica, next *state, sp *stagedSplit) {
 	var right *Replica
 	t.mu.Lock()
 	left.state.Store(next)
+	if sp.right == nil {
+		left.reads.replaced()
+	}
 	if sp.right != nil && t.mu.byID[sp.id] == nil {
 		right = newReplica(t, sp.id, sp.self, sp.right)
 		t.mu.byID[sp.id] = right

@@ -203,8 +203,8 @@ func (w *write) answer(resp *kv.Response) {
 // was in flight.
 func (w *write) finished(v verdict) {
 	for _, a := range w.attached {
-		resp := w.outcome(v)
-		a.answer(resp)
+		resp := *w.outcome(v) // a copy: each has an ID of its own
+		a.answer(&resp)
 	}
 	w.attached = nil
 	w.answer(w.outcome(v))
@@ -213,8 +213,7 @@ func (w *write) finished(v verdict) {
 func (w *write) outcome(v verdict) *kv.Response {
 	switch v {
 	case applied:
-		resp := w.resp
-		return &resp
+		return &w.resp
 	case refused:
 		return overloaded()
 	default:

@@ -269,31 +269,6 @@ func TestLostIngestIsRefused(t *testing.T) {
 	wantError(t, err, ErrRolledBack)
 }
 
-// Tables reach the disk without the log. A mark that was committed just before
-// an install, and not synced, must not be lost by a crash that keeps the
-// install's own: the next start would take that for a damaged store.
-func TestCrashAfterAnInstallLeavesNoGapBeforeIt(t *testing.T) {
-	t.Parallel()
-	from := openTest(t)
-	fill(t, from, descriptor(2, "\x20c", "\x20d"), 30, strings.Repeat("n", 300))
-	mem := vfs.NewCrashableMem()
-	o := testOptions(mem)
-	o.SnapshotInMemoryBytes = -1
-	s := oldReplica(t, o)
-	must(t, s.Flush()) // a new memtable wants a mark
-	in := transfer(t, from, s, 2)
-	s.with(t, false, func(b *Batch) { must(t, s.State().PutLocal(b, "k", []byte("v"))) })
-	must(t, installNew(in))
-	want := replicaContent(t, s, 2)
-	clone := mem.CrashClone(vfs.CrashCloneCfg{})
-	must(t, s.Close())
-	after := mustOpen(t, testOptions(clone))
-	defer func() { must(t, after.Close()) }()
-	if replicaContent(t, after, 2) != want {
-		t.Fatal("the install is not there as a whole")
-	}
-}
-
 func TestInstallFailsCleanlyWhenTheDiskRefuses(t *testing.T) {
 	t.Parallel()
 	from := openTest(t)

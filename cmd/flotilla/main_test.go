@@ -65,7 +65,8 @@ func TestKeysAndTheirExitCodes(t *testing.T) {
 	s.want(exitUsage, "", "kv", "put", "hello")
 	s.want(exitUsage, "", "kv", "get", "a", "--nonsense")
 	s.want(exitUsage, "", "kv", "get", "a", "-o", "xml")
-	s.want(exitError, "", "kv", "put", "", "empty")
+	s.want(exitUsage, "", "kv", "put", "", "empty")
+	s.want(exitUsage, "", "kv", "scan", "--limit", "-1")
 	out := s.want(exitOK, "", "kv", "get", "raw", "-o", "json")
 	if !strings.HasPrefix(out, `{"key":"raw","value":"from\u0000stdin","version":`) {
 		t.Errorf("get -o json: %q", out)

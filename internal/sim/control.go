@@ -23,6 +23,7 @@ type control struct {
 	facts    map[ids.RangeID]*metapb.RangeFact
 	full     bool
 	target   ids.NodeID // believed driver
+	good     ids.NodeID // who drove when it was last heard of
 	version  uint64
 	lastSent time.Duration
 	waiting  bool // a report is under way
@@ -77,7 +78,10 @@ func (n *node) join(from *node, reply func(func())) {
 		if err != nil || r.NodeId == 0 {
 			return
 		}
-		reply(func() { from.joined(r) })
+		reply(func() {
+			from.control.good = n.id
+			from.joined(r)
+		})
 	})
 }
 
@@ -119,6 +123,9 @@ func (c *control) driverNode() *node {
 	if target := c.n.sim.nodes[leader]; target != nil {
 		return target
 	}
+	if target := c.n.sim.nodes[c.good]; target != nil && chance(c.n.rand, 0.5) {
+		return target
+	}
 	return c.n.sim.machines[c.n.rand.IntN(len(c.n.sim.machines))]
 }
 
@@ -145,7 +152,6 @@ func (c *control) report() {
 	}
 	replicas, leaders := n.table.Counts()
 	r.Replicas, r.Leaders = uint32(replicas), uint32(leaders)
-	sent := c.facts
 	c.facts, c.lastSent, c.waiting = map[ids.RangeID]*metapb.RangeFact{}, n.sim.loop.now, true
 	answered := false
 	target := c.driverNode()
@@ -154,7 +160,7 @@ func (c *control) report() {
 			reply(func() {
 				if !answered {
 					answered = true
-					c.replied(out, sent)
+					c.replied(target.id, out)
 				}
 			})
 		}
@@ -173,18 +179,21 @@ func (n *node) takeReport(r *metapb.NodeReport) *metapb.NodeReportReply {
 		return nil
 	case !n.driver.Active():
 		_, leader, _ := n.table.Route([]byte{kv.SystemPrefix})
+		if leader == 0 {
+			return nil
+		}
 		return &metapb.NodeReportReply{RedirectNode: uint64(leader)}
 	}
 	return n.driver.Report(n.physical.Monotonic(), r)
 }
 
-func (c *control) replied(r *metapb.NodeReportReply, sent map[ids.RangeID]*metapb.RangeFact) {
+func (c *control) replied(from ids.NodeID, r *metapb.NodeReportReply) {
 	c.waiting = false
 	if r.RedirectNode != 0 {
 		c.target, c.full = ids.NodeID(r.RedirectNode), true
 		return
 	}
-	c.full = r.WantFull
+	c.good, c.full = from, r.WantFull
 	for _, o := range r.Orders {
 		c.n.sim.order(c.n, o)
 	}
