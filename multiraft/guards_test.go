@@ -91,6 +91,7 @@ func TestFollowerWhoseDiskHungCatchesUp(t *testing.T) {
 	c.settle()
 	c.tick(20)
 	m.put("after")
+	c.tick(4) // followers may hear of a commit with the next heartbeat only
 	c.agree(7, 1, 2, 3)
 	if n.machines[7].status().Halted {
 		t.Fatal("halted")

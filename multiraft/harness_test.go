@@ -454,9 +454,11 @@ func (c *cluster) elect(r ids.RangeID, id ids.NodeID) *machine {
 
 func (m *machine) status() Status { return m.g.Status() }
 
-// agree checks that all given replicas applied the same.
+// agree checks that all given replicas applied the same, after the tick with
+// which followers hear of the last commit index.
 func (c *cluster) agree(r ids.RangeID, nodes ...ids.NodeID) {
 	c.t.Helper()
+	c.tick(1)
 	first := c.nodes[nodes[0]].machines[r]
 	for _, id := range nodes[1:] {
 		if m := c.nodes[id].machines[r]; m.hash != first.hash || m.index != first.index {

@@ -71,6 +71,7 @@ func TestLeadersAppendLeavesBeforeItsOwnSync(t *testing.T) {
 		t.Fatalf("%d packets left before the sync, want 2", len(c.wire))
 	}
 	c.settle()
+	c.tick(1) // tells followers that it is committed
 	// Both followers have it on disk, so it is committed and they applied it; the
 	// leader may not: its own log is not stable.
 	if f := c.nodes[2].machines[7]; !slices.Contains(f.log, "a") {

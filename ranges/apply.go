@@ -158,7 +158,7 @@ func (r *Replica) applyReplicas(b *store.Batch, next *state, e *raftpb.Entry) er
 		return fmt.Errorf("decode descriptor: %w", err)
 	}
 	r.group().Hasten() // also to a replica that this change removes
-	next.desc = d // same bounds: a replica change moves no key
+	next.desc = d      // same bounds: a replica change moves no key
 	if boundsHash(d) != next.bounds || d.GetGeneration() != uint64(h.generation)+1 {
 		invariant.Failf("replica change of %v alters bounds or skips a generation", r.id)
 	}

@@ -28,6 +28,7 @@ func (n *node) afterCommit() {
 			n.sim.fail("sync %s before its power is cut: %v", n.id, err)
 		}
 	}
+	//lint:allow panic unwinds the pass that the power cut ends; survives recovers it
 	panic(powerCut{disk: n.fs.CrashClone(vfs.CrashCloneCfg{})})
 }
 
@@ -37,7 +38,7 @@ func (n *node) survives(f func()) (alive bool) {
 		if p := recover(); p != nil {
 			cut, ok := p.(powerCut)
 			if !ok {
-				panic(p)
+				panic(p) //lint:allow panic another one's panic goes on
 			}
 			n.sim.count("crashes_between_commits")
 			n.sim.loop.tracef("%s loses power between two commits", n.id)
