@@ -14,6 +14,8 @@ import "go.etcd.io/raft/v3/raftpb"
 // not told before: an empty append that raft repeats is a probe, and leaves at
 // once.
 //
+// A group that is to be ticked no longer must Hasten first.
+//
 // Entries that change who must hear of them, or bring something to life, ask
 // to be told at once: see Hasten.
 

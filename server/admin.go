@@ -380,7 +380,9 @@ func (a *adminService) SplitRange(
 	select {
 	case s := <-answers:
 		if s.err != nil {
-			return nil, status.Error(codes.Aborted, fmt.Sprintf("split %v: %v", id, s.err))
+			why := strings.TrimPrefix(s.err.Error(), fmt.Sprintf("split %v: ", id))
+			return nil, status.Errorf(codes.Aborted, "split %v: %s", id,
+				strings.TrimPrefix(why, "split: "))
 		}
 		return &adminpb.SplitRangeReply{Left: s.left, Right: s.right}, nil
 	case <-ctx.Done():

@@ -1,0 +1,116 @@
+package sim
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/flotilla-kv/flotilla/multiraft"
+	"github.com/flotilla-kv/flotilla/proto/kv"
+)
+
+// Each checker must find a planted violation of each kind that it claims to
+// find (bug class 45): a checker that finds nothing proves nothing.
+
+func TestHistoryCheckFindsAStaleRead(t *testing.T) {
+	at := func(ms int) time.Duration { return time.Duration(ms) * time.Millisecond }
+	write := func(h *history, v string, from, to int) {
+		h.add(1, "k", registerInput{kind: opWrite, new: v}, registerOutput{}, at(from), at(to))
+	}
+	read := func(h *history, v string, from, to int) {
+		h.add(2, "k", registerInput{kind: opRead}, registerOutput{value: v}, at(from), at(to))
+	}
+	for name, c := range map[string]struct {
+		build func(h *history)
+		legal bool
+	}{
+		"read of the newest": {func(h *history) {
+			write(h, "a", 0, 1)
+			write(h, "b", 2, 3)
+			read(h, "b", 4, 5)
+		}, true},
+		"stale read": {func(h *history) { write(h, "a", 0, 1); write(h, "b", 2, 3); read(h, "a", 4, 5) }, false},
+		"lost write": {func(h *history) { write(h, "a", 0, 1); read(h, "", 2, 3) }, false},
+		"unknown write seen later": {func(h *history) {
+			h.add(1, "k", registerInput{kind: opWrite, new: "a"},
+				registerOutput{unknown: true}, at(0), at(1))
+			read(h, "", 2, 3)
+			read(h, "a", 4, 5)
+		}, true},
+		"swap from a value that was not there": {func(h *history) {
+			write(h, "a", 0, 1)
+			h.add(1, "k", registerInput{kind: opCAS, old: "b", new: "c"},
+				registerOutput{ok: true}, at(2), at(3))
+		}, false},
+		"swap applied twice": {func(h *history) {
+			h.add(1, "k", registerInput{kind: opCAS, old: "", new: "a"}, registerOutput{ok: true}, at(0), at(1))
+			h.add(2, "k", registerInput{kind: opCAS, old: "a", new: "b"}, registerOutput{ok: true}, at(2), at(3))
+			read(h, "a", 4, 5)
+		}, false},
+	} {
+		h := newHistory()
+		c.build(h)
+		if err := h.check(); (err == nil) != c.legal {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestFinalChecksFindLostAndDoubledWrites(t *testing.T) {
+	s := newSim(calm(1))
+	w := s.workers[0]
+	w.insertsTried, w.insertsDone = 2, map[int]bool{0: true}
+	row := func(key []byte, v string) kv.KeyValue { return kv.KeyValue{Key: key, Value: []byte(v)} }
+	first, second := insertKey(0, 0), insertKey(0, 1)
+	if err := s.checkInserts([]kv.KeyValue{row(first, "x"), row(second, "x")}); err != nil {
+		t.Errorf("an unacknowledged insert may be there: %v", err)
+	}
+	if err := s.checkInserts([]kv.KeyValue{row(second, "x")}); err == nil {
+		t.Error("a lost insert was not found")
+	}
+	foreign := []kv.KeyValue{row(first, "x"), row(insertKey(0, 7), "x")}
+	if err := s.checkInserts(foreign); err == nil {
+		t.Error("an insert that nobody tried was not found")
+	}
+	s.counted[0].sure, s.counted[0].unknown = 5, 1
+	for value, legal := range map[string]bool{"4": false, "5": true, "6": true, "7": false} {
+		err := s.checkCounters([]kv.KeyValue{row(userKey("n/0"), value)})
+		if (err == nil) != legal {
+			t.Errorf("counter %s: %v", value, err)
+		}
+	}
+}
+
+func TestScanCheckFindsHalfAPair(t *testing.T) {
+	for name, values := range map[string][]string{"differ": {"x", "y"}, "half": {"x"}} {
+		s := newSim(calm(1))
+		rows := []kv.KeyValue{{Key: userKey("p/0/a"), Value: []byte(values[0])}}
+		if len(values) > 1 {
+			rows = append(rows, kv.KeyValue{Key: userKey("p/0/b"), Value: []byte(values[1])})
+		}
+		s.workers[0].checkPairs(rows)
+		if s.err == nil || !strings.Contains(s.err.Error(), "half a pair") {
+			t.Errorf("%s: %v", name, s.err)
+		}
+	}
+}
+
+func TestMessageCheckFindsTwoLeadersOfATerm(t *testing.T) {
+	s := newSim(calm(1))
+	send := func(n int, from, term uint64) {
+		s.checker.sent(s.machines[n], []multiraft.Message{{Range: 2, Raft: &raftpb.Message{
+			Type: raftpb.MsgApp.Enum(), From: &from, Term: &term,
+		}}})
+	}
+	send(0, 1, 5)
+	send(1, 2, 6)
+	if s.err != nil {
+		t.Fatal(s.err)
+	}
+	send(2, 3, 5)
+	if s.err == nil {
+		t.Error("two leaders in term 5 were not found")
+	}
+}
