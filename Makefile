@@ -67,7 +67,7 @@ sim: ## simulated clusters with faults: SEEDS=40 FIRST=1
 
 .PHONY: canary
 canary: ## plant known bugs and demand that the simulation finds each
-	$(GO) test -count=1 -timeout 60m -tags canary ./internal/canary ./internal/sim -run 'Canary|Planted|Misspelled'
+	$(GO) test -count=1 -timeout 60m -tags canary ./internal/canary ./ranges ./internal/sim -run 'Canary|Planted|Misspelled'
 
 .PHONY: test-process
 test-process: ## real processes on loopback, killed and stopped

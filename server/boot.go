@@ -106,6 +106,9 @@ func (s *Server) boot(ctx context.Context) (*membership, error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := s.checkSeeds(ctx); err != nil {
+			return nil, err
+		}
 		return &membership{rec.ClusterID, rec.Node, originRestarted, known}, nil
 	}
 	if !s.cfg.Init {

@@ -23,6 +23,8 @@ const (
 	joinTimeout = 2 * time.Second
 	joinEvery   = 500 * time.Millisecond
 	noticeEvery = 5 * time.Second
+	// seedCheckTimeout bounds what a restart waits for --join's addresses.
+	seedCheckTimeout = 3 * time.Second
 	// maxRedirects bounds the addresses that answers add to a round.
 	maxRedirects = 8
 )
@@ -45,6 +47,24 @@ func (s *Server) join(ctx context.Context) (*membership, error) {
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// checkSeeds asks the addresses of --join once, before a restarted node serves:
+// a node of another cluster there means that --data or --join is a mistake, and
+// the node would serve a cluster that nobody meant. Silence means nothing; the
+// others may be down, too.
+func (s *Server) checkSeeds(ctx context.Context) error {
+	if len(s.cfg.Join) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, seedCheckTimeout)
+	defer cancel()
+	if _, err := s.askAll(ctx); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("data directory %q belongs to %v of cluster %016x: %w; "+
+			"give --data of that cluster's node, or correct --join", s.cfg.Data,
+			s.store.Identity().Record().Node, s.store.Identity().Record().ClusterID, err)
+	}
+	return nil
 }
 
 // askRound is what came of asking every address once.

@@ -135,6 +135,9 @@ func TestADirectoryThatIsNotWhatTheFlagsSay(t *testing.T) {
 	}
 	start(n.data, "--cluster", "1").expectLine(t, 1, "belongs to cluster", "--cluster")
 	start(n.data, "--node", "7").expectLine(t, 1, "belongs to n1", "--node 1")
+	other := startCluster(t, 1)
+	start(n.data, "--join", other.nodes[0].listen).
+		expectLine(t, 1, n.data, "another cluster", "--join")
 	if os.Geteuid() != 0 { // root reads everything
 		if err := os.Chmod(n.data, 0); err != nil {
 			t.Fatal(err)

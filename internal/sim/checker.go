@@ -24,6 +24,7 @@ type checker struct {
 	applied map[appliedKey]appliedValue // what a range's state was, by index
 	highest map[replicaKey]durable      // how far a replica's state had come
 	spans   map[replicaKey][]byte       // where a replica's span ended, across crashes
+	arrived map[arrival]bool            // a snapshot came, and may shrink the replica
 	sample  int
 }
 
@@ -50,6 +51,11 @@ type replicaKey struct {
 	id uint64
 }
 
+type arrival struct {
+	n ids.NodeID
+	r ids.RangeID
+}
+
 type durable struct {
 	applied, generation uint64
 	seen                int // number of the look that saw it last
@@ -59,7 +65,7 @@ func newChecker(s *Sim) *checker {
 	return &checker{
 		sim: s, leaders: map[leaderKey]uint64{},
 		applied: map[appliedKey]appliedValue{}, highest: map[replicaKey]durable{},
-		spans: map[replicaKey][]byte{},
+		spans: map[replicaKey][]byte{}, arrived: map[arrival]bool{},
 	}
 }
 
@@ -183,15 +189,6 @@ func (c *checker) recount(n *node, r *store.ReplicaState) {
 	}
 }
 
-// installed: a snapshot may be of a range that split since, and brings no right half.
-func (c *checker) installed(n ids.NodeID, r ids.RangeID) {
-	for k := range c.spans {
-		if k.n == n && k.r == r {
-			delete(c.spans, k)
-		}
-	}
-}
-
 // halves: when a replica's span ends earlier than before, a split was applied,
 // and the right half is on this node too, unless it was removed since.
 func (c *checker) halves(n *node, r *store.ReplicaState) {
@@ -202,7 +199,13 @@ func (c *checker) halves(n *node, r *store.ReplicaState) {
 		return
 	}
 	d, _, here := n.table.Route(r.Descriptor.End)
-	if here || n.store == nil {
+	if here {
+		return
+	}
+	if a := (arrival{n.id, k.r}); c.arrived[a] {
+		// A snapshot of a range that split since brings no right half. Its install
+		// may have been the last thing that the machine did before it lost power.
+		delete(c.arrived, a)
 		return
 	}
 	for _, m := range c.sim.machines {

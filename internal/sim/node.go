@@ -271,10 +271,10 @@ func (n *node) receiveSnapshot(h *metapb.SnapshotHeader, chunks [][]byte, done f
 		done(err)
 		return
 	}
+	n.sim.checker.arrived[arrival{n.id, ids.RangeID(h.RangeId)}] = true
 	a.Deliver(func(err error) {
 		if err == nil {
 			n.sim.count("snapshots_installed")
-			n.sim.checker.installed(n.id, ids.RangeID(h.RangeId))
 		}
 		done(err)
 	})
