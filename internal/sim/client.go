@@ -22,13 +22,15 @@ type client struct {
 	rand *rand.Rand
 	// life of the connection to each node: a break loses what is in flight.
 	life map[ids.NodeID]int
-	due  time.Duration // of the scheduled tick, 0: none
+	sent map[[2]uint64]bool // writes sent before, by sequence and operation
+	due  time.Duration      // of the scheduled tick, 0: none
 }
 
 var _ core.Effects = (*client)(nil)
 
 func newClient(s *Sim, id int) *client {
-	c := &client{sim: s, id: id, rand: s.clientRand, life: map[ids.NodeID]int{}}
+	c := &client{sim: s, id: id, rand: s.clientRand, life: map[ids.NodeID]int{},
+		sent: map[[2]uint64]bool{}}
 	c.core = core.New(core.Config{
 		Client: s.clientRand.Uint64() | 1, Random: s.clientRand.Uint64,
 		AttemptTimeout: 700 * time.Millisecond,
@@ -64,6 +66,13 @@ func (c *client) Send(to ids.NodeID, r *kv.Request) {
 	s := c.sim
 	if to == 0 {
 		to = s.machines[c.rand.IntN(len(s.machines))].id
+	}
+	if r.Identity.Client != 0 {
+		k := [2]uint64{r.Identity.Sequence, uint64(r.Identity.Operation)}
+		if c.sent[k] {
+			s.count("retries_of_writes")
+		}
+		c.sent[k] = true
 	}
 	n := s.nodes[to]
 	life := c.life[to]

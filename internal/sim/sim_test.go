@@ -25,7 +25,7 @@ var sometimes = []string{
 	"clock_steps", "elections", "transfers", "splits", "snapshots_sent",
 	"snapshots_installed", "orders_ORDER_KIND_ADD_LEARNER", "orders_ORDER_KIND_PROMOTE",
 	"orders_ORDER_KIND_REMOVE_LEARNER", "orders_ORDER_KIND_TRANSFER_LEADER",
-	"streams_broken", "replies_lost", "frames_lost", "frames_duplicated",
+	"streams_broken", "replies_lost", "retries_of_writes", "frames_lost", "frames_duplicated",
 	"calls_conflict", "scans_of_registers", "scans_of_pairs", "atomic_batches",
 	"increments", "inserts_found",
 }
