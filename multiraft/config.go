@@ -9,6 +9,7 @@ import (
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/store"
+	"github.com/flotilla-kv/flotilla/support"
 )
 
 // Errors of proposals, reads and tasks.
@@ -32,6 +33,7 @@ type Config struct {
 	Store          *store.Store
 	Clock          *hlc.Hybrid // nil: stamps of frames are not adopted (tests)
 	Transport      Transport
+	Support        *support.Table // nil: no promises, no leases
 	Shards         int           // default max(1, GOMAXPROCS/2)
 	TickInterval   time.Duration // default 100 ms
 	ElectionTicks  int           // default 10

@@ -8,6 +8,7 @@ import (
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
 	"github.com/flotilla-kv/flotilla/store"
+	"github.com/flotilla-kv/flotilla/support"
 )
 
 // Message is one raft message between replicas of a group, or a notice.
@@ -19,6 +20,22 @@ type Message struct {
 	// Gone makes the message a notice (Raft is nil): what the receiving node has
 	// of Range with an id below this one is removed for ever.
 	Gone ids.ReplicaID
+	// Epoch, on a MsgAppResp or MsgHeartbeatResp, acknowledges the receiver as
+	// leader of the message's term: the sender's replica has a record of it under
+	// this epoch of the promise between the two nodes (docs/LEASES.md, R1).
+	Epoch support.Epoch
+	// Left makes the message a notice (Raft is nil): this replica has left a term
+	// in which it led (R7).
+	Left Departure
+	// Ask, on a MsgHeartbeatResp of an outdated term, asks the receiver whether it
+	// still leads in this term (R7, ask.go).
+	Ask ids.Term
+}
+
+// Departure says that a replica leads no more in a term, nor in earlier ones.
+type Departure struct {
+	Replica ids.ReplicaID
+	Term    ids.Term // 0: no departure
 }
 
 // Frame is what one node sends another: all that was queued, one stamp.

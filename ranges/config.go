@@ -82,6 +82,9 @@ type Config struct {
 	Execute func(job func())
 	// NextRangeID takes an id from this node's block; false: none left, try later.
 	NextRangeID func() (ids.RangeID, bool)
+	// Witness sees every read served and every write evaluated; nil: nobody looks.
+	// For the simulator's checks.
+	Witness Witness
 	// OnFact reports what changed of a range that this node leads. On a shard; must not block.
 	OnFact func(*metapb.RangeFact)
 }
@@ -119,4 +122,14 @@ func (c Config) withDefaults() (Config, error) {
 		c.OnFact = func(*metapb.RangeFact) {}
 	}
 	return c, errors.Join(faults...)
+}
+
+// Witness watches what replicas serve, for tests and the simulator. Its methods
+// are called on the goroutine that serves or evaluates; they must not block.
+type Witness interface {
+	// Read is called when a read at ts is about to be answered; lease: without
+	// ReadIndex.
+	Read(id ids.RangeID, term ids.Term, ts hlc.Timestamp, lease bool)
+	// Write is called when a write was evaluated at ts, before it is proposed.
+	Write(id ids.RangeID, term ids.Term, ts hlc.Timestamp)
 }

@@ -31,10 +31,47 @@ const (
 	ForeignTerm       Bug = "foreign-term"        // apply accepts an entry evaluated in another term
 )
 
+// The planted violations of the lease rules (docs/LEASES.md): each switches one
+// rule off.
+const (
+	LeaseCountsNodes     Bug = "lease-counts-nodes"     // R1: the support of a voter's node counts without its replica's ack
+	LeaseExpiryCached    Bug = "lease-expiry-cached"    // R1: an expiry computed earlier in the term stays good
+	LeaseRefusesByLead   Bug = "lease-refuses-by-lead"  // R2: votes are refused by the leader that raft remembers
+	LeaseRevives         Bug = "lease-revives"          // R3: a promise that ended comes back with its epoch
+	LeaseLivesUnordered  Bug = "lease-lives-unordered"  // R3: a request of an earlier life counts as a restart
+	LeaseFromReceipt     Bug = "lease-from-receipt"     // R4: support counts from the answer's arrival
+	LeaseNoMargin        Bug = "lease-no-margin"        // R4: both sides count the whole duration
+	LeaseKeptInTransfer  Bug = "lease-kept-in-transfer" // R5: the lease is kept while a transfer runs
+	LeaseResumes         Bug = "lease-resumes"          // R5: the lease comes back when a transfer is aborted
+	LeaseHoldsForced     Bug = "lease-holds-forced"     // R5: votes of a transfer wait for the promise's end
+	LeaseNoBootWait      Bug = "lease-no-boot-wait"     // R6: a restarted node votes at once
+	LeaseEpochsRepeat    Bug = "lease-epochs-repeat"    // R6: epochs count from one in each life
+	LeaseReleaseUnnamed  Bug = "lease-release-unnamed"  // R7: a step-down of an earlier term releases
+	LeaseBeforeOwnTerm   Bug = "lease-before-own-term"  // R8: reads before an entry of the own term is applied
+	LeaseNoCeiling       Bug = "lease-no-ceiling"       // R9a-d: reads at any timestamp
+	LeaseBoundLate       Bug = "lease-bound-late"       // R9b,g: a ceiling is granted above the durable bound
+	ReadClockStays       Bug = "read-clock-stays"       // R9c: a read in the future does not move the reader's clock
+	StampsIgnored        Bug = "stamps-ignored"         // R9f: a frame's stamp does not move the clock
+	StampRefusedStepped  Bug = "stamp-refused-stepped"  // R9f: a frame whose stamp is refused is stepped all the same
+	ReadIndexLate        Bug = "read-index-late"        // R9h: the timestamp is fixed on confirmation
+	WriteBelowClock      Bug = "write-below-clock"      // R9i: a leader writes below its low water
+	CeilingFromHybrid    Bug = "ceiling-from-hybrid"    // R9a: ceilings are measured from the hybrid clock
+	ReleasePassesCeiling Bug = "release-passes-ceiling" // R9e: an announced end moves the clock to the ceiling
+	ReadSkipsLatches     Bug = "read-skips-latches"     // a lease read does not look for writes in flight
+	StaleRow             Bug = "stale-row"              // the hot-row cache serves a row without checking its stamp
+)
+
 // Bugs returns all planted bugs, in the order above.
 func Bugs() []Bug {
 	return []Bug{
 		SkipSync, ResponsePastSync, AppliedApart, RetryTwice, NoTombstone, SplitNotAtomic,
 		StaleReadIndex, NoLatchWait, SkipBoundsRecheck, ForeignTerm,
+		LeaseCountsNodes, LeaseExpiryCached, LeaseRefusesByLead, LeaseRevives,
+		LeaseLivesUnordered, LeaseFromReceipt, LeaseNoMargin, LeaseKeptInTransfer,
+		LeaseResumes, LeaseHoldsForced, LeaseNoBootWait, LeaseEpochsRepeat,
+		LeaseReleaseUnnamed, LeaseBeforeOwnTerm, LeaseNoCeiling, LeaseBoundLate,
+		ReadClockStays, StampsIgnored, StampRefusedStepped, ReadIndexLate,
+		WriteBelowClock, CeilingFromHybrid, ReleasePassesCeiling, ReadSkipsLatches,
+		StaleRow,
 	}
 }

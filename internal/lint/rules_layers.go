@@ -30,11 +30,13 @@ func layers() map[string]string {
 		"internal/canary":      "internal/invariant",
 		"internal/lint":        "",
 
-		"store/mvcc": leaves,
-		"store":      leaves + " store/mvcc",
-		"multiraft":  leaves + " store",
-		"ranges":     leaves + " store store/mvcc multiraft",
-		"rpc":        leaves + " store multiraft ranges", // ranges: only for its Admission
+		"support":        leaves,
+		"store/mvcc":     leaves,
+		"store/rowcache": leaves,
+		"store":          leaves + " store/mvcc",
+		"multiraft":      leaves + " store support",
+		"ranges":         leaves + " store store/mvcc store/rowcache multiraft support",
+		"rpc":            leaves + " store multiraft ranges support", // ranges: only for its Admission
 		"placement":  leaves,
 		"console":    leaves,
 		"server":     everything,
