@@ -125,7 +125,11 @@ func (st *stagedApply) finish() {
 	if st.index <= g.applied {
 		invariant.Failf("range %d applied %d after %d", g.cfg.Range, st.index, g.applied)
 	}
+	ownTerm := st.term != g.appliedTerm
 	g.applied, g.appliedTerm = st.index, st.term
+	if ownTerm {
+		g.publishLease() // R8: not before the own term's first entry is applied
+	}
 	if st.response != nil && g.live() {
 		_ = g.rn.Step(st.response)
 		g.shard.queue(g)

@@ -4,6 +4,8 @@ import (
 	"slices"
 
 	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/flotilla-kv/flotilla/internal/ids"
 )
 
 // A removed voter that missed its removal campaigns, and is told by those whom
@@ -36,9 +38,18 @@ func (g *Group) askIfForgotten() {
 		if p.replica == g.cfg.Replica || p.node == 0 {
 			continue
 		}
-		g.shard.emit(p.node, Message{Range: g.cfg.Range, Raft: &raftpb.Message{
-			Type: raftpb.MsgHeartbeatResp.Enum(), Term: new(uint64(askTerm)),
-			From: new(self), To: new(uint64(p.replica)),
-		}})
+		g.ask(p.node, p.replica, 0)
 	}
+}
+
+// askLeader asks the leader that binds this replica by a promise whether it
+// still leads (R7): the news that it does not may have been lost, and nothing
+// else would ever be said.
+func (g *Group) askLeader() { g.ask(g.record.node, g.record.leader, g.record.term) }
+
+func (g *Group) ask(n ids.NodeID, replica ids.ReplicaID, leads ids.Term) {
+	g.shard.emit(n, Message{Range: g.cfg.Range, Ask: leads, Raft: &raftpb.Message{
+		Type: raftpb.MsgHeartbeatResp.Enum(), Term: new(uint64(askTerm)),
+		From: new(uint64(g.cfg.Replica)), To: new(uint64(replica)),
+	}})
 }

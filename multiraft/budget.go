@@ -62,9 +62,20 @@ const (
 	maxInstalls = 16
 	// backgroundWorkers is the number of goroutines that run installs.
 	backgroundWorkers = 2
-	// unreachablePerPass bounds the groups that one pass looks at to tell raft
-	// that a node is unreachable; the rest follows in later passes.
-	unreachablePerPass = 256
+	// groupsPerPass bounds the groups that one pass tells news about a node; the
+	// rest follows in later passes.
+	groupsPerPass = 1024
+	// maxElections bounds the elections under way of a shard, campaignsPerPass
+	// those that one pass begins; other groups wait for their turn.
+	maxElections     = 512
+	campaignsPerPass = 128
+	// backupTicks is how much later each further rank campaigns, and
+	// nomineesPerTick by how many groups that wait for their turn a tick more.
+	backupTicks     = 2
+	nomineesPerTick = 256
+	// releaseTicks is how long, times its rank, a replica waits for the successor
+	// of a leader that said it has left.
+	releaseTicks = 3
 	// maxLearnedPeers bounds the addresses that a group learned from messages
 	// rather than from its descriptor; the oldest is forgotten.
 	maxLearnedPeers = 8

@@ -34,11 +34,11 @@ type Config struct {
 	Clock          *hlc.Hybrid // nil: stamps of frames are not adopted (tests)
 	Transport      Transport
 	Support        *support.Table // nil: no promises, no leases
-	Shards         int           // default max(1, GOMAXPROCS/2)
-	TickInterval   time.Duration // default 100 ms
-	ElectionTicks  int           // default 10
-	HeartbeatTicks int           // default 2
-	Logger         *slog.Logger  // default slog.Default()
+	Shards         int            // default max(1, GOMAXPROCS/2)
+	TickInterval   time.Duration  // default 100 ms
+	ElectionTicks  int            // default 10
+	HeartbeatTicks int            // default 2
+	Logger         *slog.Logger   // default slog.Default()
 	// Gone says whether replica id of range r is known to be removed for ever,
 	// and the next id that may live (descriptor or tombstone; not used today).
 	// Any goroutine. It must say gone only of ids that were given out and removed,

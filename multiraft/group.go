@@ -13,6 +13,7 @@ import (
 
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/store"
+	"github.com/flotilla-kv/flotilla/support"
 )
 
 // Group is one raft group on this node. Only Enqueue may be called from any
@@ -27,7 +28,8 @@ type Group struct {
 	rn          *raft.RawNode // nil: not loaded
 	log         *store.GroupLog
 	status      Status
-	term, vote  uint64 // of the hard state as written last
+	leadTerm    ids.Term // in which this replica leads as published, 0: none
+	term, vote  uint64   // of the hard state as written last
 	applied     ids.Index
 	appliedTerm uint64
 	conf        *raftpb.ConfState
@@ -38,9 +40,26 @@ type Group struct {
 	incoming    *incoming
 	heard       uint64 // the shard's tick when another replica was heard last
 
-	queued   bool // on the shard's list of work
-	ranTasks bool
-	detached bool // no longer on the shard
+	lease        atomic.Pointer[lease] // nil unless this replica leads; see lease.go
+	kept         keptExpiry            // nothing, but in builds with canaries
+	relinquished ids.Term              // in which the lease was given up (R5)
+	record       record                // whom this replica follows; see record.go
+	deferred     *raftpb.Message       // a request for a vote that came too early
+	deferredAt   uint64                // the shard's tick then
+
+	// Who is awake and who campaigns; see wake.go and elect.go. In ticks.
+	awake    uint64 // since it woke
+	ticks    int    // a leader's, since raft last asked for an active quorum
+	stirred  uint64 // a leader stays awake until then
+	deadline uint64 // without a leader by then, this replica campaigns
+	tries    uint32 // makes each wait differ from the one before
+
+	queued    bool // on the shard's list of work
+	active    bool // on the shard's list of those that are awake
+	nominated bool // on the shard's list of those that are to campaign
+	electing  bool // counted among the shard's elections
+	ranTasks  bool
+	detached  bool // no longer on the shard
 }
 
 // A peer is another replica and where it lives.
@@ -49,7 +68,13 @@ type peer struct {
 	node    ids.NodeID
 	learner bool
 	learned bool   // known from its messages only
+	member  bool   // in the configuration as applied, in any role
+	wanted  bool   // counted by package support: a group is shared with its node
 	seen    uint64 // the shard's tick when it was last heard
+
+	support   *support.Peer // what is promised between its node and this one
+	ack       support.Epoch // under which it follows this leader in this term
+	committed uint64        // as it said in this term
 
 	held *raftpb.Message // see hold.go
 	told uint64          // highest commit index sent or held in this term
@@ -71,11 +96,6 @@ func (st storage) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) {
 // live says whether raft may be called.
 func (g *Group) live() bool { return g.rn != nil && !g.status.Halted && !g.detached }
 
-// needsTick says whether the group is ticked. All are, until node support takes
-// over; a pending transfer, a pending ReadIndex and an unreachable follower
-// always need ticks (the library repairs and aborts only then).
-func (g *Group) needsTick() bool { return true }
-
 // load makes the RawNode. What cannot be loaded is halted: the node goes on.
 func (g *Group) load() {
 	g.conf = g.cfg.Conf
@@ -88,6 +108,11 @@ func (g *Group) load() {
 		g.halt("load", err)
 		return
 	}
+	// Whoever leads is heard before that, or there is nobody; then the first in
+	// rank begins.
+	timeout := uint64(g.host.cfg.ElectionTicks)
+	g.deadline = g.shard.now + timeout/2 + timeout*uint64(g.rank(0))
+	g.wake()
 	g.cfg.Machine.Changed(g.Status())
 }
 
@@ -157,8 +182,25 @@ func (g *Group) halt(op string, err error) {
 	g.host.cfg.Logger.Error("replica halted, the node goes on without it",
 		"op", op, "range", g.cfg.Range, "replica", g.cfg.Replica, "term", g.status.Term,
 		"index", g.applied, "error", err)
+	g.retire()
 	g.reads.fail(ErrStopped)
 	g.cfg.Machine.Changed(g.Status())
+}
+
+// retire ends what this replica was to others: a leader, a follower, a
+// candidate.
+func (g *Group) retire() {
+	g.publishLease()
+	if g.leadTerm != 0 {
+		g.announceDeparture(g.leadTerm)
+		g.leadTerm = 0
+	}
+	for i := range g.peers {
+		g.dropPeer(&g.peers[i])
+	}
+	g.setRecord(record{})
+	g.deferred = nil
+	g.ended()
 }
 
 // close frees what a detached group holds.
@@ -211,20 +253,29 @@ func (g *Group) SetPeers(peers map[ids.ReplicaID]ids.NodeID) {
 		p := peer{replica: id, seen: g.shard.now}
 		if i, ok := findPeer(old, id); ok {
 			p = old[i]
+			old[i].support, old[i].wanted = nil, false
 		}
-		p.node, p.learned = peers[id], false
+		g.place(&p, peers[id])
+		p.learned = false
 		g.peers = append(g.peers, p)
 	}
-	g.markLearners()
+	for i := range old {
+		g.dropPeer(&old[i])
+	}
+	g.markRoles()
 }
 
-// markLearners copies the roles of the configuration to the peers.
-func (g *Group) markLearners() {
+// markRoles copies the roles of the configuration to the peers, and makes the
+// lease again: it is always that of the configuration applied now.
+func (g *Group) markRoles() {
 	for i := range g.peers {
 		id := uint64(g.peers[i].replica)
 		g.peers[i].learner = slices.Contains(g.conf.Learners, id) ||
 			slices.Contains(g.conf.LearnersNext, id)
+		g.peers[i].member = g.isMember(id)
 	}
+	g.want()
+	g.publishLease()
 }
 
 func findPeer(peers []peer, id ids.ReplicaID) (int, bool) {
@@ -259,21 +310,14 @@ func (g *Group) learn(id ids.ReplicaID, node ids.NodeID) {
 		}
 	}
 	if learned >= maxLearnedPeers {
+		g.dropPeer(&g.peers[oldest])
 		g.peers = slices.Delete(g.peers, oldest, oldest+1)
 	}
+	p := peer{replica: id, learned: true, seen: g.shard.now}
+	g.place(&p, node)
 	i, _ := findPeer(g.peers, id)
-	g.peers = slices.Insert(g.peers, i,
-		peer{replica: id, node: node, learned: true, seen: g.shard.now})
-	g.markLearners()
-}
-
-// reportUnreachable tells raft that what went to a node may be lost.
-func (g *Group) reportUnreachable(n ids.NodeID) {
-	for i := range g.peers {
-		if g.peers[i].node == n {
-			g.rn.ReportUnreachable(uint64(g.peers[i].replica))
-		}
-	}
+	g.peers = slices.Insert(g.peers, i, p)
+	g.markRoles()
 }
 
 // TransferLeader starts a transfer. It is ignored unless this replica leads and
@@ -285,6 +329,9 @@ func (g *Group) TransferLeader(to ids.ReplicaID) {
 		return
 	}
 	ready := false
+	if p := g.peer(to); p == nil || !p.lives(g.host.cfg.Support.Now()) {
+		return
+	}
 	g.rn.WithProgress(func(id uint64, t raft.ProgressType, pr tracker.Progress) {
 		if id == uint64(to) {
 			ready = t == raft.ProgressTypePeer && pr.State == tracker.StateReplicate
@@ -296,6 +343,8 @@ func (g *Group) TransferLeader(to ids.ReplicaID) {
 		return
 	}
 	g.rn.TransferLeader(uint64(to))
+	g.ticks = 0 // raft gives a transfer a whole election timeout
+	g.wake()
 	g.shard.queue(g)
 }
 
@@ -308,7 +357,19 @@ func (g *Group) Campaign() {
 	if err := g.rn.Campaign(); err != nil {
 		g.host.cfg.Logger.Debug("campaign refused", "range", g.cfg.Range, "error", err)
 	}
+	g.wake()
 	g.shard.queue(g)
+}
+
+// recentlyActive says whether a replica was heard lately, or need not speak
+// because its node supports this one.
+func (g *Group) recentlyActive(id ids.ReplicaID, heard bool) bool {
+	p := g.peer(id)
+	if heard || p == nil {
+		return heard
+	}
+	_, alive := p.supported(g.host.cfg.Support.Now())
+	return alive && p.ack != 0
 }
 
 // Progress returns the leader's view of all replicas, itself included, in order
@@ -322,7 +383,7 @@ func (g *Group) Progress() []PeerProgress {
 		p := PeerProgress{
 			Replica:      ids.ReplicaID(id),
 			Match:        ids.Index(pr.Match),
-			RecentActive: pr.RecentActive,
+			RecentActive: g.recentlyActive(ids.ReplicaID(id), pr.RecentActive),
 			Learner:      t == raft.ProgressTypeLearner,
 		}
 		switch pr.State {

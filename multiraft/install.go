@@ -57,7 +57,7 @@ func (s *shard) deliverSnapshot(
 		g.learn(sender, ids.NodeID(h.GetFromNode()))
 	}
 	g.incoming = in
-	_ = g.rn.Step(&raftpb.Message{
+	msg := &raftpb.Message{
 		Type: raftpb.MsgSnap.Enum(),
 		From: new(h.GetFromReplica()),
 		To:   new(h.GetToReplica()),
@@ -67,7 +67,10 @@ func (s *shard) deliverSnapshot(
 			Term:      new(h.GetApplied().GetTerm()),
 			ConfState: confState(h.GetApplied().GetConf()),
 		}},
-	})
+	}
+	_ = g.rn.Step(msg)
+	g.noteLeader(msg)
+	g.wake()
 	s.queue(g)
 	s.offered = append(s.offered, g)
 }
@@ -163,7 +166,7 @@ func (g *Group) restart(in *incoming) error {
 	g.applied, g.appliedTerm = ids.Index(applied.GetIndex()), applied.GetTerm()
 	g.conf = confState(applied.GetConf())
 	g.log.SetConfState(g.conf)
-	g.markLearners()
+	g.markRoles()
 	return nil
 }
 

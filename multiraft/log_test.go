@@ -321,7 +321,7 @@ func TestAnUnreachableNodeIsProbedGroupByGroup(t *testing.T) {
 			t.Fatalf("range %d: %+v", r, p)
 		}
 	}
-	if len(n.host.shards[0].lost) != 0 {
+	if len(n.host.shards[0].walks) != 0 {
 		t.Fatal("the walk does not end")
 	}
 	c.tick(4)

@@ -19,6 +19,8 @@ type Metrics struct {
 	UnbornAnswers      uint64 // leaders told that a replica needs a snapshot
 	GoneNotices        uint64 // senders told that a replica is gone
 	Elections          uint64 // won here
+	Campaigns          uint64 // begun here
+	Ticks              uint64 // of groups
 	Proposals          uint64 // accepted, of one entry or more
 	ProposalsDropped   uint64
 	EntriesProposed    uint64
@@ -35,6 +37,7 @@ type Metrics struct {
 	HaltedReplicas     uint64
 
 	Groups       int64 // gauge
+	Awake        int64 // gauge: groups that are ticked
 	InboxBytes   int64 // gauge
 	SnapshotsOut int64 // gauge
 }
@@ -49,7 +52,8 @@ type metrics struct {
 	readRequests, truncations, forcedTruncations             atomic.Uint64
 	snapshotsSent, snapshotsRefused, snapshotsFailed, halted atomic.Uint64
 	snapshotsInstalled                                       atomic.Uint64
-	groups                                                   atomic.Int64
+	campaigns, ticks                                         atomic.Uint64
+	groups, awake                                            atomic.Int64
 }
 
 // Metrics returns the counters. Any goroutine.
@@ -71,6 +75,9 @@ func (h *Host) Metrics() Metrics {
 		m.UnbornAnswers += c.unbornAnswers.Load()
 		m.GoneNotices += c.goneNotices.Load()
 		m.Elections += c.elections.Load()
+		m.Campaigns += c.campaigns.Load()
+		m.Ticks += c.ticks.Load()
+		m.Awake += c.awake.Load()
 		m.Proposals += c.proposals.Load()
 		m.ProposalsDropped += c.proposalsDropped.Load()
 		m.EntriesProposed += c.entriesProposed.Load()

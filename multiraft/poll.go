@@ -17,6 +17,8 @@ func (h *Host) Poll(shard int) (more bool) {
 	if tick {
 		s.tick()
 	}
+	s.spread()
+	s.elect()
 	s.flush()
 	for round := 0; round < maxRounds && h.failure.Load() == nil; round++ {
 		if len(s.work) == 0 && len(s.appends) == 0 && !s.canPayOwed() {
@@ -28,9 +30,9 @@ func (h *Host) Poll(shard int) (more bool) {
 		s.apply()
 	}
 	s.send()
-	s.reportLost()
 	work, _ := s.inbox.pending()
-	left := len(s.work) > 0 || len(s.appends) > 0 || len(s.lost) > 0 || s.canPayOwed()
+	left := len(s.work) > 0 || len(s.appends) > 0 || len(s.walks) > 0 || s.canPayOwed() ||
+		s.mayElect()
 	s.more.Store(left)
 	return (work || left) && h.failure.Load() == nil
 }
@@ -95,23 +97,4 @@ func (s *shard) failTasks() {
 		}
 	}
 	s.flush()
-}
-
-// tick advances every group by one tick.
-func (s *shard) tick() {
-	s.now++
-	s.logger.budget = maxWarningsPerTick
-	s.unborn.expire(s.now)
-	for _, g := range s.order {
-		if !g.live() || !g.needsTick() {
-			continue
-		}
-		g.Hasten()
-		g.rn.Tick()
-		g.tickRead()
-		g.askIfForgotten()
-		if g.rn.HasReady() {
-			s.queue(g)
-		}
-	}
 }

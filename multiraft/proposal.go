@@ -55,6 +55,7 @@ func (g *Group) propose(entries []*raftpb.Entry) error {
 		From:    new(uint64(g.cfg.Replica)),
 		Entries: entries,
 	})
+	g.wake()
 	g.shard.queue(g)
 	switch {
 	case err == nil:
@@ -108,7 +109,7 @@ func (g *Group) ApplyConfChange(cc *raftpb.ConfChangeV2) *raftpb.ConfState {
 	}
 	g.conf = g.rn.ApplyConfChange(cc)
 	g.log.SetConfState(g.conf)
-	g.markLearners()
+	g.markRoles()
 	g.shard.queue(g)
 	return g.conf
 }

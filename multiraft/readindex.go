@@ -43,6 +43,7 @@ func (g *Group) Read(w ReadWaiter) {
 		w.ReadReady(ErrOverloaded)
 	default:
 		g.reads.waiting = append(g.reads.waiting, w)
+		g.wake()
 		g.shard.queue(g)
 	}
 }
@@ -113,6 +114,11 @@ func (g *Group) releaseReads() {
 	if len(r.confirmed) == 0 {
 		r.confirmed = nil
 	}
+}
+
+// idle says whether nobody waits.
+func (r *reads) idle() bool {
+	return len(r.waiting)+len(r.asked)+len(r.confirmed) == 0 && r.context == 0
 }
 
 // fail ends all waiting with an error.

@@ -46,6 +46,9 @@ func (g *Group) collect() {
 			g.shard.applies = append(g.shard.applies, storageWork{group: g, msg: m})
 		case raftpb.MsgSnap:
 			g.sendSnapshot(m)
+		case raftpb.MsgTimeoutNow:
+			g.relinquish()
+			g.route(m)
 		default:
 			g.route(m)
 		}
@@ -74,19 +77,49 @@ func (g *Group) publish(rd *raft.Ready) {
 	if sameTerm && st.Leader == before.Leader && st.IsLeader == before.IsLeader {
 		return
 	}
+	if st.Leader != 0 {
+		g.ended()
+	}
+	if before.IsLeader && !(st.IsLeader && sameTerm) {
+		g.leaderNoMore(before.Term)
+	}
 	if st.IsLeader && !(before.IsLeader && sameTerm) {
 		g.shard.metrics.elections.Add(1)
+		g.leaderNow()
 		// A new leader knows of no one's progress yet. Until it hears of all of
 		// them, or they are silent for long, it must not cut its log.
 		for i := range g.peers {
 			g.peers[i].seen = g.shard.now
 		}
 	}
-	if before.IsLeader && !(st.IsLeader && sameTerm) {
-		g.reads.fail(ErrNotLeader)
-	}
 	g.forgetHeld()
+	g.publishLease()
 	g.cfg.Machine.Changed(g.Status())
+}
+
+// leaderNow begins a leadership.
+func (g *Group) leaderNow() {
+	g.leadTerm, g.ticks = g.status.Term, 0
+	g.setRecord(record{}) // it follows nobody
+	g.deferred = nil
+	g.wake()
+	g.awake = 0
+}
+
+// leaderNoMore ends the leadership of a term: the lease goes before the
+// messages of this Ready can tell anybody of another term.
+func (g *Group) leaderNoMore(term ids.Term) {
+	g.leadTerm = 0
+	g.lease.Store(nil)
+	for i := range g.peers {
+		if p := &g.peers[i]; p.support != nil {
+			g.forgetAck(p, term)
+		}
+	}
+	g.reads.fail(ErrNotLeader)
+	g.announceDeparture(term)
+	g.deadline = g.shard.now + g.patience()
+	g.wake()
 }
 
 // route sends a raft message to the node where its replica lives, or holds it.
@@ -115,6 +148,13 @@ func (g *Group) emit(p *peer, m *raftpb.Message) {
 	switch m.GetType() {
 	case raftpb.MsgApp, raftpb.MsgHeartbeat:
 		out.Truncate = min(g.cut.safe, g.applied)
+	case raftpb.MsgAppResp, raftpb.MsgHeartbeatResp:
+		out.Epoch = g.ackEpoch(m)
+		// Raft leaves the commit index of a response empty and does not read it.
+		// It tells the leader when this group may sleep.
+		m.Commit = new(uint64(g.status.Commit))
+	case raftpb.MsgPreVoteResp, raftpb.MsgVoteResp:
+		g.noteRejection(m)
 	}
 	g.shard.emit(p.node, out)
 }

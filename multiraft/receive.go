@@ -14,7 +14,7 @@ func (s *shard) receive(from ids.NodeID, m *Message) {
 	g := s.groups[m.Range]
 	switch {
 	case m.Raft == nil:
-		s.notice(g, m)
+		s.notice(g, from, m)
 	case !acceptable(m.Raft):
 		s.metrics.messagesDropped.Add(1)
 	case g == nil:
@@ -24,11 +24,18 @@ func (s *shard) receive(from ids.NodeID, m *Message) {
 	}
 }
 
-// notice handles the news that older replicas of this node are gone. It is
-// never answered, so that two nodes cannot keep one another busy.
-func (s *shard) notice(g *Group, m *Message) {
-	if g != nil && g.cfg.Replica < m.Gone {
+// notice handles the news that older replicas of this node are gone, or that a
+// leader has left its term. It is never answered, so that two nodes cannot keep
+// one another busy.
+func (s *shard) notice(g *Group, from ids.NodeID, m *Message) {
+	if g == nil {
+		return
+	}
+	if g.cfg.Replica < m.Gone {
 		s.host.cfg.OnGone(m.Range, m.Gone)
+	}
+	if m.Left.Term != 0 {
+		g.released(from, m.Left)
 	}
 }
 
@@ -55,7 +62,7 @@ func (g *Group) receive(from ids.NodeID, m *Message) {
 	if p := g.peer(sender); p != nil {
 		p.seen = s.now
 		if p.learned {
-			p.node = from
+			g.place(p, from)
 		}
 	} else {
 		// Not in the descriptor: either removed, or added by an entry that this
@@ -66,7 +73,10 @@ func (g *Group) receive(from ids.NodeID, m *Message) {
 		}
 		g.learn(sender, from)
 	}
-	if !g.live() || !g.mayVote(m.Raft) || g.refuses(m.Raft) {
+	if m.Ask != 0 {
+		g.answer(from, m)
+	}
+	if !g.live() || g.refuses(m.Raft) || !g.mayVote(m) {
 		s.metrics.messagesDropped.Add(1)
 		return
 	}
@@ -76,6 +86,14 @@ func (g *Group) receive(from ids.NodeID, m *Message) {
 	// Errors are those of messages that no longer matter: a response of a
 	// replica that is not in the configuration.
 	_ = g.rn.Step(m.Raft)
+	g.noteLeader(m.Raft)
+	switch m.Raft.GetType() {
+	case raftpb.MsgAppResp, raftpb.MsgHeartbeatResp:
+		g.noteAck(sender, m)
+	}
+	if g.status.IsLeader || !g.held() {
+		g.wake()
+	}
 	s.queue(g)
 }
 
@@ -90,10 +108,6 @@ func (g *Group) misaddressed(r ids.RangeID, to ids.ReplicaID) {
 		g.host.cfg.OnGone(r, to)
 	}
 }
-
-// mayVote is the one place where requests for votes are filtered. Rules for
-// leases come here; until then raft itself decides.
-func (g *Group) mayVote(*raftpb.Message) bool { return true }
 
 // refuses says whether a message must not be stepped now.
 func (g *Group) refuses(m *raftpb.Message) bool {

@@ -24,7 +24,12 @@ type shard struct {
 	now    uint64                 // ticks seen
 	work   []*Group               // groups that may have a Ready, in order of arrival
 	unborn unborn
-	lost   []lostNode
+	walks  []news
+
+	active      []*Group // awake: ticked
+	spareActive []*Group
+	nominees    []*Group // to campaign, in turn
+	electing    int      // elections under way
 
 	closing []*Group // removed, but an install of theirs still runs
 
@@ -109,8 +114,8 @@ func (s *shard) addGroup(g *Group) {
 	for _, w := range s.unborn.take(g.cfg.Range) {
 		g.receive(w.from, &w.msg)
 	}
-	if g.cfg.Campaign {
-		g.Campaign()
+	if g.cfg.Campaign && g.live() {
+		s.nominate(g)
 	}
 	s.queue(g)
 }
@@ -132,6 +137,7 @@ func (s *shard) removeGroup(g *Group, done func()) {
 		s.metrics.groups.Add(-1)
 	}
 	g.detached = true
+	g.retire()
 	g.reads.fail(ErrStopped)
 	if g.incoming != nil && g.incoming.running {
 		g.incoming.after = append(g.incoming.after, done)
@@ -182,44 +188,6 @@ func (s *shard) unsent(messages []Message) {
 			g.rn.ReportUnreachable(m.Raft.GetTo())
 		}
 	}
-}
-
-// lostNode is a walk over the groups to tell raft that a node is unreachable.
-type lostNode struct {
-	node ids.NodeID
-	next ids.RangeID // groups below are done
-}
-
-// lostNode starts a walk for a node, over again if one is under way.
-func (s *shard) lostNode(n ids.NodeID) {
-	for i := range s.lost {
-		if s.lost[i].node == n {
-			s.lost[i].next = 0
-			return
-		}
-	}
-	s.lost = append(s.lost, lostNode{node: n})
-}
-
-// reportLost carries the oldest walk on by a bounded number of groups. Raft
-// only turns to probing: nothing is sent before the peer answers a heartbeat.
-func (s *shard) reportLost() {
-	if len(s.lost) == 0 {
-		return
-	}
-	walk := &s.lost[0]
-	i, _ := s.position(walk.next)
-	end := min(i+unreachablePerPass, len(s.order))
-	for ; i < end; i++ {
-		if g := s.order[i]; g.live() && g.status.IsLeader {
-			g.reportUnreachable(walk.node)
-		}
-	}
-	if end < len(s.order) {
-		walk.next = s.order[end].cfg.Range
-		return
-	}
-	s.lost = slices.Delete(s.lost, 0, 1)
 }
 
 // stop fails what still waits when the host ends.

@@ -109,5 +109,6 @@ func (g *Group) snapshotDone(to uint64, index ids.Index, err error) {
 			"range", g.cfg.Range, "replica", to, "index", index, "error", err)
 	}
 	g.rn.ReportSnapshot(to, status)
+	g.wake()
 	g.shard.queue(g)
 }

@@ -94,6 +94,11 @@ func (s *shard) receiveUnborn(from ids.NodeID, m *Message) {
 		s.tellGone(from, m.Range, sender)
 		return
 	}
+	if m.Ask != 0 {
+		// The leader that is asked for is not here any more (R7).
+		s.emit(from, Message{Range: m.Range, Left: Departure{Replica: to, Term: m.Ask}})
+		return
+	}
 	if _, gone := s.host.cfg.Gone(m.Range, to); gone || !isRequest(m.Raft.GetType()) {
 		s.metrics.messagesDropped.Add(1)
 		return
