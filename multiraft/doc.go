@@ -40,6 +40,11 @@
 //   - The log is cut at or below the applied index, in the batch that holds
 //     that applied index or a later one; since one WAL holds both, no crash
 //     keeps the cut and loses the state (truncate.go).
+//   - A replica that a live promise binds to a leader neither votes nor
+//     campaigns, but in a transfer that this leader began.
+//   - A lease is published only while this replica leads, has applied an entry
+//     of its term and has not begun a transfer in it; it is unpublished before a
+//     message leaves that tells of the end.
 //   - While a snapshot is installed no append and no apply of its group runs.
 //   - No map iteration and no clock influences what happens: the same inputs in
 //     the same order give the same passes.
@@ -63,9 +68,21 @@
 //     every cut. A leader tells the safe index with its messages, every
 //     replica cuts on its own.
 //
-// # Place of the leases to come
+// # Leases, sleep and elections
 //
-// Group.publish is the one place where a leader's status is published before
-// its messages leave, Group.mayVote the one where votes are filtered, and
-// Group.needsTick the one that says whether a group is ticked.
+// The protocol is docs/LEASES.md; package support keeps the promises between
+// nodes. Here is what concerns one group:
+//
+//	lease.go   the leader's side: what is published for reads (R1, R5, R8)
+//	record.go  the follower's side: whom it follows, whom it refuses (R2, R6, R7)
+//	wake.go    who is ticked: a group at rest is on no list
+//	elect.go   who campaigns when, in turns
+//	walk.go    news about a node, brought to its groups some in each pass
+//	ask.go     questions to a leader that may be none any more
+//
+// Group.publish is the one place where a change of leadership is published
+// before its messages leave, Group.mayVote the one where votes are filtered.
+// Raft ticks leaders only, and those only while they have something to say; a
+// follower's wait for a leader is counted here, so that ten thousand groups
+// that lose their leader at once do not campaign at once.
 package multiraft
