@@ -23,12 +23,14 @@ type Hybrid struct {
 	clock    Clock         // immutable
 	maxAhead time.Duration // immutable; a remote timestamp further ahead of Wall is refused
 
-	// Invariant: last <= bound, and none of the three ever falls.
+	// Invariant: last <= bound, and none of the three ever falls, but for Seal:
+	// it lowers the bound to last for good.
 	mu struct {
 		sync.Mutex
 		last   Timestamp // highest issued or adopted
 		bound  Timestamp // durable; nothing above it is issued or adopted
 		wanted Timestamp // highest remote timestamp that only the bound refused
+		sealed bool      // see Seal
 	}
 }
 
@@ -113,11 +115,42 @@ func (h *Hybrid) NextBound(window time.Duration) (Timestamp, bool) {
 	return next, h.mu.bound < max(New(wall+whole-whole/2, 0), ahead+New(part-part/2, 0))
 }
 
-// SetBound raises the bound. The caller has made it durable.
+// SetBound raises the bound. The caller has made it durable. A sealed clock
+// keeps its own.
 func (h *Hybrid) SetBound(bound Timestamp) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.mu.bound = max(h.mu.bound, bound)
+	if !h.mu.sealed {
+		h.mu.bound = max(h.mu.bound, bound)
+	}
+}
+
+// Bound returns the durable bound: the most that a ceiling may promise, because a
+// restart of this node begins there.
+func (h *Hybrid) Bound() Timestamp {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.mu.bound
+}
+
+// Tolerated returns the highest remote timestamp that is not too far ahead now.
+// It says nothing about the bound.
+func (h *Hybrid) Tolerated() Timestamp {
+	return New(min(h.wall()+h.maxAhead.Milliseconds(), maxWall), 1<<LogicalBits-1)
+}
+
+// Advance moves the clock to ts if it is behind: later timestamps are above it.
+// It is for timestamps that this node has promised to pass (ceilings), so no
+// lead is too large; whoever promised has looked at Tolerated. ErrBound, with
+// nothing moved, if ts is above the durable bound: then the promise was wrong.
+func (h *Hybrid) Advance(ts Timestamp) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if ts > h.mu.bound {
+		return ErrBound
+	}
+	h.mu.last = max(h.mu.last, ts)
+	return nil
 }
 
 // wall returns the wall clock within what a Timestamp can hold: one set before

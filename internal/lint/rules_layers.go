@@ -37,9 +37,9 @@ func layers() map[string]string {
 		"multiraft":      leaves + " store support",
 		"ranges":         leaves + " store store/mvcc store/rowcache multiraft support",
 		"rpc":            leaves + " store multiraft ranges support", // ranges: only for its Admission
-		"placement":  leaves,
-		"console":    leaves,
-		"server":     everything,
+		"placement":      leaves,
+		"console":        leaves,
+		"server":         everything,
 
 		// the client is embedded by others: few packages, few dependencies
 		"client/core": "proto/kv proto/metapb proto/adminpb internal/hlc internal/ids",

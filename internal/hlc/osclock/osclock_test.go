@@ -2,6 +2,7 @@ package osclock
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -207,6 +208,63 @@ func TestTheSystemsClocksDoNotGoBack(t *testing.T) {
 			t.Fatalf("wall %d after %d, monotonic %v after %v", wall, lastWall, mono, lastMono)
 		}
 		lastWall, lastMono = wall, mono
+	}
+}
+
+// A machine frozen by its hypervisor: no monotonic clock moves, and then the wall
+// clock is set right. Peers may have ended their promises meanwhile, so nothing
+// that happens later may bring the deviation back to what it was before.
+func TestAFreezeShowsInTheDeviationAndAdoptingTheTimeDoesNotHideIt(t *testing.T) {
+	t.Parallel()
+	m := newMachine()
+	c := m.clock()
+	m.run(c, time.Second, nil)
+	if d := c.Deviation(); d != 0 {
+		t.Fatalf("deviation %v although nothing happened", d)
+	}
+	m.wall += 10 * time.Minute
+	if d := c.Deviation(); d != 10*time.Minute {
+		t.Fatalf("deviation %v right after the freeze, nobody having read the wall clock", d)
+	}
+	m.run(c, 20*time.Millisecond, nil)
+	c.Adopt(c.Step())
+	m.run(c, time.Minute, nil)
+	if d := c.Deviation(); d != 10*time.Minute || c.Wall() != m.wall.Milliseconds() {
+		t.Fatalf("after adopting: deviation %v, wall %d, real %d", d, c.Wall(), m.wall.Milliseconds())
+	}
+}
+
+func TestSlewingDoesNotMoveTheDeviation(t *testing.T) {
+	t.Parallel()
+	m := newMachine()
+	c := m.clock()
+	m.wall += 300 * time.Millisecond
+	for range 20 {
+		m.run(c, time.Minute, nil)
+		if d := c.Deviation(); d != 300*time.Millisecond {
+			t.Fatalf("deviation %v", d)
+		}
+	}
+}
+
+func TestAShiftedClockJumpsInItsRealTimeOnly(t *testing.T) {
+	t.Parallel()
+	var shift atomic.Int64
+	c := NewShifted(func() time.Duration { return time.Duration(shift.Load()) })
+	wall, real := c.Wall(), c.Real()
+	shift.Store(int64(-10 * time.Minute))
+	if jumped := real - c.Real(); jumped < 9*60_000 || jumped > 10*60_000 {
+		t.Fatalf("the real clock went back by %d ms", jumped)
+	}
+	if c.Wall() < wall-1 {
+		t.Fatalf("wall %d after %d", c.Wall(), wall)
+	}
+}
+
+func BenchmarkDeviation(b *testing.B) {
+	c := New()
+	for b.Loop() {
+		_ = c.Deviation()
 	}
 }
 
