@@ -62,6 +62,7 @@ func (g *Group) patience() uint64 {
 func (g *Group) orphan() {
 	gone := g.record.leader
 	voted := g.hasDeferred()
+	g.awaited = awaited{leader: gone, term: g.record.term, forsaken: true}
 	g.unfollow()
 	if !g.live() || !g.promotable() {
 		return
@@ -90,6 +91,7 @@ func (g *Group) tickFollower() bool {
 	}
 	if g.promotable() && g.shard.now >= g.deadline {
 		g.ended()
+		g.awaited.forsaken = true
 		g.shard.nominate(g)
 	}
 	return true
@@ -114,7 +116,11 @@ func (s *shard) elect() {
 		n++
 		g.nominated = false
 		// Much may have happened while it waited for its turn: a leader spoke up.
-		if !g.live() || g.held() || !g.promotable() || g.rn.BasicStatus().Lead != 0 {
+		if !g.live() || g.held() || !g.promotable() {
+			continue
+		}
+		st := g.rn.BasicStatus()
+		if st.Lead != 0 && !g.forsakes(st.Lead, ids.Term(st.HardState.GetTerm())) {
 			continue
 		}
 		if !s.host.cfg.Support.MayVote() {
@@ -151,15 +157,25 @@ func (g *Group) ended() {
 	}
 }
 
-// noteRejection hastens a replica that had to reject a candidate for its log:
-// this one can win, and that one cannot.
-func (g *Group) noteRejection(m *raftpb.Message) {
+// hasten brings this replica's turn forward when a candidate asks that it must
+// reject for its log: that one cannot win, and this one can. A candidate that is
+// rejected for another reason (two campaigned at once) changes nothing, or both
+// would go on colliding.
+func (g *Group) hasten(m *raftpb.Message) {
 	switch m.GetType() {
-	case raftpb.MsgPreVoteResp, raftpb.MsgVoteResp:
+	case raftpb.MsgPreVote, raftpb.MsgVote:
 	default:
 		return
 	}
-	if m.GetReject() && g.status.Leader == 0 && !g.held() && g.promotable() {
+	if g.status.Leader != 0 || g.electing || g.held() || !g.promotable() {
+		return
+	}
+	last, _ := g.log.LastIndex()
+	term, err := g.log.Term(last)
+	if err != nil {
+		return
+	}
+	if m.GetLogTerm() < term || m.GetLogTerm() == term && m.GetIndex() < last {
 		g.deadline = min(g.deadline, g.shard.now+1)
 		g.wake()
 	}

@@ -44,6 +44,7 @@ type Group struct {
 	kept         keptExpiry            // nothing, but in builds with canaries
 	relinquished ids.Term              // in which the lease was given up (R5)
 	record       record                // whom this replica follows; see record.go
+	awaited      awaited               // a leader to whom nothing is promised
 	deferred     *raftpb.Message       // a request for a vote that came too early
 	deferredAt   uint64                // the shard's tick then
 

@@ -153,8 +153,6 @@ func (g *Group) emit(p *peer, m *raftpb.Message) {
 		// Raft leaves the commit index of a response empty and does not read it.
 		// It tells the leader when this group may sleep.
 		m.Commit = new(uint64(g.status.Commit))
-	case raftpb.MsgPreVoteResp, raftpb.MsgVoteResp:
-		g.noteRejection(m)
 	}
 	g.shard.emit(p.node, out)
 }

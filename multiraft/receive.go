@@ -87,6 +87,7 @@ func (g *Group) receive(from ids.NodeID, m *Message) {
 	// replica that is not in the configuration.
 	_ = g.rn.Step(m.Raft)
 	g.noteLeader(m.Raft)
+	g.hasten(m.Raft)
 	switch m.Raft.GetType() {
 	case raftpb.MsgAppResp, raftpb.MsgHeartbeatResp:
 		g.noteAck(sender, m)

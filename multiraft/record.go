@@ -59,13 +59,36 @@ func (g *Group) noteLeader(m *raftpb.Message) {
 		st.HardState.GetTerm() != m.GetTerm() || st.RaftState != raft.StateFollower {
 		return
 	}
-	g.deadline = g.shard.now + g.patience()
 	next := record{leader: sender, node: p.node, term: term, epoch: p.support.Promise(),
 		peer: p.support}
 	if next.epoch == 0 {
 		next = record{} // nothing is promised to that node at the moment
 	}
 	g.setRecord(next)
+	now := awaited{leader: sender, term: term}
+	if next.leader == 0 && g.awaited.is(now) && g.host.cfg.Support != nil {
+		return // the time to wait for it runs already, or is over
+	}
+	g.awaited = now
+	g.deadline = g.shard.now + g.patience()
+}
+
+// awaited is a leader to whose node nothing is promised. It gets one patience to
+// ask for support; after that, or if it had support and has lost it, its messages
+// alone keep nobody from electing another: a node whose disk hangs asks no more,
+// but goes on to send them.
+type awaited struct {
+	leader   ids.ReplicaID
+	term     ids.Term
+	forsaken bool // the wait is over
+}
+
+func (a awaited) is(b awaited) bool { return a.leader == b.leader && a.term == b.term }
+
+// forsakes says whether raft's leader, if it has one, is one that is waited for no
+// more.
+func (g *Group) forsakes(lead uint64, term ids.Term) bool {
+	return g.awaited.forsaken && g.awaited.is(awaited{leader: ids.ReplicaID(lead), term: term})
 }
 
 // setRecord replaces the record and keeps the digests true.
@@ -124,7 +147,8 @@ func (g *Group) mayVote(m *Message) bool {
 	}
 	if g.record.leader != 0 {
 		g.unfollow()
-	} else if g.status.Leader != 0 && g.shard.now >= g.deadline {
+	} else if st := g.rn.BasicStatus(); st.Lead != 0 && (g.shard.now >= g.deadline ||
+		g.forsakes(st.Lead, ids.Term(st.HardState.GetTerm()))) {
 		g.forgetLeader()
 	}
 	return true

@@ -139,6 +139,8 @@ func (g *Group) vouch() {
 func (g *Group) settled(transferring bool) bool {
 	last, _ := g.log.LastIndex()
 	switch {
+	case g.host.cfg.Support == nil: // nobody would say when a follower comes back
+		return false
 	case transferring || g.relinquished == g.status.Term || g.shard.now < g.stirred:
 		return false
 	case uint64(g.applied) != last || g.appliedTerm != uint64(g.status.Term):
@@ -157,11 +159,21 @@ func (g *Group) settled(transferring bool) bool {
 		// One whose node does not support this one is taken for dead: it is greeted
 		// when support comes back.
 		epoch, alive := p.supported(now)
-		if alive && (p.ack != epoch || p.committed < last || p.held != nil) {
+		if alive && (p.ack != epoch || p.committed < last || p.held != nil || g.probes(p)) {
 			return false
 		}
 	}
 	return g.Lease(g.status.Term, 0) == LeaseHeld
+}
+
+// probes says whether raft is not sure how far a follower is: it turns to that
+// state when frames may be lost, and leaves it by an answer to a heartbeat. As
+// long as it is in it the follower is no target of a transfer or a promotion.
+func (g *Group) probes(p *peer) (probes bool) {
+	g.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		probes = probes || id == uint64(p.replica) && pr.State != tracker.StateReplicate
+	})
+	return probes
 }
 
 // retryTransfer tries to end a term whose lease was given up for a transfer

@@ -101,8 +101,9 @@ func (s *shard) carryOn(w *news) bool {
 func (g *Group) hear(k newsKind, n ids.NodeID) {
 	switch k {
 	case newsUnreachable:
-		if g.status.IsLeader {
+		if g.status.IsLeader && g.hasMemberOn(n) {
 			g.reportUnreachable(n)
+			g.wake() // until the followers there have answered, if they live
 		}
 	case newsWithdrawn:
 		if g.record.leader != 0 && g.record.node == n && !g.held() {
@@ -149,7 +150,7 @@ func (g *Group) supportBegan(n ids.NodeID) {
 			continue
 		}
 		last, _ := g.log.LastIndex()
-		if p.ack != p.support.View().Epoch || p.committed < last {
+		if p.ack != p.support.View().Epoch || p.committed < last || g.probes(p) {
 			g.greet(p)
 			g.wake()
 		}
