@@ -85,6 +85,7 @@ func newClient(o options, endpoints []string) *Client {
 	c.mu.peers = make(map[ids.NodeID]*peer)
 	c.mu.core = core.New(core.Config{
 		Client: randomID(), Random: mathrand.Uint64, AttemptTimeout: o.attemptTimeout,
+		PingAfter: o.pingAfter,
 	}, (*effects)(c))
 	c.mu.timer = time.AfterFunc(time.Hour, c.tick)
 	c.mu.timer.Stop()
@@ -243,23 +244,21 @@ func (e *effects) Lookup(token uint64, r *adminpb.LookupRequest) {
 	})
 }
 
-// lookup asks one endpoint after the other.
-func (c *Client) lookup(r *adminpb.LookupRequest) (*adminpb.LookupReply, error) {
-	var reply *adminpb.LookupReply
-	err := c.Admin(c.ctx, func(ctx context.Context, a adminpb.AdminClient) (err error) {
-		reply, err = a.Lookup(ctx, r)
-		return err
-	})
-	for _, n := range reply.GetNodes() {
-		c.directory.learn(n)
+// Reset breaks a stream that has been silent for long.
+func (e *effects) Reset(n ids.NodeID) {
+	if p := (*Client)(e).mu.peers[n]; p != nil {
+		p.reset()
 	}
-	return reply, err
 }
 
-// received takes a frame of responses from a node.
+// received takes a frame from a node.
 func (c *Client) received(from ids.NodeID, f *kv.Frame) {
 	c.step(func(k *core.Core, now time.Duration) {
 		c.noteStampLocked(now, f.Stamp)
+		k.Heard(now, from)
+		if f.Kind == kv.FrameLeaving {
+			k.Leaving(now, from)
+		}
 		for i := range f.Responses {
 			k.Response(now, from, &f.Responses[i])
 		}
@@ -284,4 +283,7 @@ func (c *Client) peerLocked(n ids.NodeID) *peer {
 	return p
 }
 
-var _ core.Effects = (*effects)(nil)
+var (
+	_ core.Effects  = (*effects)(nil)
+	_ core.Resetter = (*effects)(nil)
+)

@@ -32,9 +32,11 @@ const (
 	// maxNodes bounds the addresses that are remembered.
 	maxNodes = 4096
 
-	connectTimeout    = 1500 * time.Millisecond // below the attempt timeout
-	reconnectMin      = 50 * time.Millisecond
-	reconnectMax      = time.Second
+	connectTimeout = 1500 * time.Millisecond // below the attempt timeout
+	// A node that refuses connections is dialled again this often: a restarted
+	// one may lead again soon, and a refused dial costs next to nothing.
+	reconnectMin      = 20 * time.Millisecond
+	reconnectMax      = 100 * time.Millisecond
 	keepaliveTime     = 20 * time.Second
 	keepaliveTimeout  = 8 * time.Second
 	streamWindowBytes = 4 << 20
@@ -175,6 +177,17 @@ func (d *directory) conn(addr string, opts []grpc.DialOption) (*grpc.ClientConn,
 	}
 	d.mu.conns[addr] = c
 	return c, nil
+}
+
+// drop closes the connection to an address; the next use makes a new one.
+func (d *directory) drop(addr string) {
+	d.mu.Lock()
+	c := d.mu.conns[addr]
+	delete(d.mu.conns, addr)
+	d.mu.Unlock()
+	if c != nil {
+		_ = c.Close() // it was silent; nothing of it is wanted
+	}
 }
 
 // dialOptions are the defaults, which options given to Open override. Both

@@ -28,12 +28,21 @@
 // latency of one frame, 512 callers share frames of hundreds of requests.
 // Answers come in any order and carry the ids of their requests.
 //
+// # When nodes go
+//
+// A node whose connection breaks is left at once, one that falls silent within
+// 200 ms (WithPingAfter), and one that stops says so before: it is sent nothing
+// more and answers what it has. Its ranges are found again, all together, within
+// milliseconds of their elections. Writes are repeated under their identity, so
+// nothing is lost or done twice by it; only a compare whose first attempt died
+// with its node, and that fails elsewhere, ends as ErrUnknownOutcome.
+//
 // # Goroutines
 //
 // Open starts none. Per node that is used: one writer and, while its stream is
-// up, one reader. Per range lookup: one, briefly (at most eight at a time). One
-// timer serves all waiting calls. All end before Close returns. Every method
-// of Client is safe for concurrent use.
+// up, one reader. Per range lookup (at most eight at a time): one, and one for
+// each endpoint that is asked. One timer serves all waiting calls. All end
+// before Close returns. Every method of Client is safe for concurrent use.
 //
 // # Memory
 //

@@ -18,6 +18,7 @@ type options struct {
 	dial           []grpc.DialOption
 	openTimeout    time.Duration
 	attemptTimeout time.Duration
+	pingAfter      time.Duration
 }
 
 // DefaultOpenTimeout bounds Open when its context has no deadline.
@@ -38,10 +39,17 @@ func WithOpenTimeout(d time.Duration) Option {
 	return func(o *options) { o.openTimeout = d }
 }
 
-// WithAttemptTimeout sets after what silence a request is tried at another
-// node; default 2 s.
+// WithAttemptTimeout sets after what time without an answer a request is tried
+// at another node although its node lives; default 2 s.
 func WithAttemptTimeout(d time.Duration) Option {
 	return func(o *options) { o.attemptTimeout = d }
+}
+
+// WithPingAfter sets after what silence a node that owes answers is asked for a
+// sign of life; after as long again (or two round trips, if that is more) other
+// nodes are asked as well. Default 100 ms.
+func WithPingAfter(d time.Duration) Option {
+	return func(o *options) { o.pingAfter = d }
 }
 
 // GetOption changes a Get.

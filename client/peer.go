@@ -50,6 +50,10 @@ type peer struct {
 	mu struct {
 		sync.Mutex
 		queue []kv.Request
+		// end ends the session that runs, nil if none does; broken says that its
+		// connection must not be used again.
+		end    context.CancelFunc
+		broken bool
 	}
 
 	// writer only
@@ -105,28 +109,62 @@ func (p *peer) run() {
 		}
 		// The reason reaches callers as what the core notes: that the node was
 		// lost, or could not be reached. There is nobody else to tell.
-		_ = p.session()
+		addr := p.client.directory.address(p.id)
+		_ = p.session(addr)
+		if p.over() {
+			p.client.directory.drop(addr)
+		}
 		p.fail()
 	}
+}
+
+// reset ends the session and its connection: any goroutine.
+func (p *peer) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mu.end != nil {
+		p.mu.broken = true
+		p.mu.end()
+	}
+}
+
+// begin notes how the session that begins is ended.
+func (p *peer) begin(end context.CancelFunc) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mu.end = end
+}
+
+// over says whether the session that ended was reset.
+func (p *peer) over() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	broken := p.mu.broken
+	p.mu.end, p.mu.broken = nil, false
+	return broken
 }
 
 // fail hands everything back to the core: what is still queued as never sent,
 // the rest as lost.
 func (p *peer) fail() {
+	p.handBack(func(k *core.Core, now time.Duration) { k.Lost(now, p.id) })
+}
+
+// handBack tells the core what is still queued, and then does something.
+func (p *peer) handBack(then func(*core.Core, time.Duration)) {
 	unsent := p.drain()
 	p.client.step(func(k *core.Core, now time.Duration) {
 		for i := range unsent {
 			k.NotSent(now, p.id, unsent[i].ID)
 		}
-		k.Lost(now, p.id)
+		then(k, now)
 	})
 	p.recycle(unsent)
 }
 
 // session opens a stream and sends until it breaks. Until the node has said
 // hello nothing is sent, so that all of it counts as not sent.
-func (p *peer) session() error {
-	addr := p.client.directory.address(p.id)
+func (p *peer) session(addr string) error {
 	if addr == "" {
 		return fmt.Errorf("node %v: address unknown", p.id)
 	}
@@ -136,6 +174,7 @@ func (p *peer) session() error {
 	}
 	ctx, cancel := context.WithCancel(p.client.ctx)
 	defer cancel()
+	p.begin(cancel)
 	patience := time.AfterFunc(connectTimeout, cancel)
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{
 		StreamName: "Stream", ServerStreams: true, ClientStreams: true,
@@ -150,13 +189,14 @@ func (p *peer) session() error {
 		return fmt.Errorf("node %v: no hello within %v", p.id, connectTimeout)
 	}
 	var reader sync.WaitGroup
+	leaving := make(chan struct{})
 	reader.Go(func() {
 		defer cancel()
-		_ = p.receive(stream) // the stream is over; the writer says so
+		_ = p.receive(stream, leaving) // the stream is over; the writer says so
 	})
 	defer reader.Wait()
 	defer cancel()
-	return p.transmit(ctx, stream)
+	return p.transmit(ctx, stream, leaving)
 }
 
 // greet exchanges hellos.
@@ -204,7 +244,11 @@ func (p *peer) greet(stream grpc.ClientStream) error {
 // transmit sends all that is queued, each time it is woken, in as few frames
 // as the bounds allow. It yields once before it drains: callers that are about
 // to queue get into the same frame, and a lone caller loses nothing.
-func (p *peer) transmit(ctx context.Context, stream grpc.ClientStream) error {
+// Once the node is leaving it sends nothing more, and stays until all is
+// answered.
+func (p *peer) transmit(
+	ctx context.Context, stream grpc.ClientStream, leaving <-chan struct{},
+) error {
 	for {
 		runtime.Gosched()
 		q := p.drain()
@@ -222,6 +266,13 @@ func (p *peer) transmit(ctx context.Context, stream grpc.ClientStream) error {
 		p.recycle(q)
 		select {
 		case <-ctx.Done():
+			return ctx.Err()
+		case <-leaving:
+			p.handBack(func(*core.Core, time.Duration) {})
+			if err := stream.CloseSend(); err != nil {
+				return err
+			}
+			<-ctx.Done()
 			return ctx.Err()
 		case <-p.wake:
 		}
@@ -263,12 +314,17 @@ func receiveFrame(stream grpc.ClientStream) (*kv.Frame, error) {
 }
 
 // receive is the reader of one stream.
-func (p *peer) receive(stream grpc.ClientStream) error {
+func (p *peer) receive(stream grpc.ClientStream, leaving chan<- struct{}) error {
+	said := false
 	for {
 		f, err := receiveFrame(stream)
 		if err != nil {
 			return err
 		}
 		p.client.received(p.id, f)
+		if f.Kind == kv.FrameLeaving && !said {
+			said = true
+			close(leaving)
+		}
 	}
 }

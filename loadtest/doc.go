@@ -28,12 +28,21 @@
 // has long gaps without any failure; the mean distance between its successes
 // stands beside its gap, and only their ratio means something.
 //
+// # Probes
+//
+// Run draws records, so a range is asked when it happens to be; of a thousand
+// ranges that says little about one. Probe asks every range at its own regular
+// times, once at a time, and brackets the time for which it did not serve: from
+// below by the longest wait since an operation was meant to start, from above by
+// the longest gap between two successes. What a run sees before something is
+// broken (the calm phase) is told apart from what it sees after.
+//
 // # Goroutines
 //
 // Run starts one per client and one that waits for them, and reports on its
 // caller's. A few recorders, each with a lock, hold the histograms; clients
-// share them, and the reporter empties them once a second. All have ended when
-// Run returns.
+// share them, and the reporter empties them once a second. Probe starts one per
+// range and kind of operation. All have ended when Run, or Probe, returns.
 //
 // # Rejected
 //

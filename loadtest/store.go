@@ -29,6 +29,7 @@ type Store interface {
 type Range struct {
 	ID         ids.RangeID
 	Start, End []byte
+	Leader     ids.NodeID // 0: not known
 }
 
 // RangeLister is a Store that knows its ranges.

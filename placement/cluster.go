@@ -230,11 +230,7 @@ func (c *cluster) observe(r *rangeState, f *metapb.RangeFact) {
 
 // disown takes the leadership of every range that n leads by the directory but
 // not by its full report.
-func (c *cluster) disown(n *node, facts []*metapb.RangeFact) {
-	reported := make(map[ids.RangeID]bool, len(facts))
-	for _, f := range facts {
-		reported[ids.RangeID(f.GetDescriptor_().GetRangeId())] = true
-	}
+func (c *cluster) disown(n *node, reported map[ids.RangeID]bool) {
 	var lost []*rangeState
 	n.leads.Scan(func(id ids.RangeID) bool {
 		if !reported[id] {

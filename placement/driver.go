@@ -292,9 +292,9 @@ func (d *Driver) Report(now time.Duration, r *metapb.NodeReport) *metapb.NodeRep
 	for _, f := range r.GetFacts() {
 		c.learn(n.id, f)
 	}
-	if r.GetFull() {
-		c.disown(n, r.GetFacts())
-		n.wantFull = false
+	if r.GetFull() && n.told.take(r) {
+		c.disown(n, n.told.leads)
+		n.told, n.wantFull = fullReport{}, false
 		if !n.full {
 			n.full = true
 			c.usable()

@@ -159,3 +159,40 @@ func TestARangeRestsLongerAfterEachFailure(t *testing.T) {
 		}
 	}
 }
+
+func TestAFullReportDisownsWithItsLastPartOnly(t *testing.T) {
+	t.Parallel()
+	d := activeDriver(t, newMemKV())
+	a, _ := join(t, d, joining(100))
+	desc := joining(100).GetNode()
+	desc.NodeId = a.GetNodeId()
+	fact := func(id uint64) *metapb.RangeFact {
+		key := func(i uint64) []byte { return []byte{0x20, byte(i)} }
+		return &metapb.RangeFact{Term: 6, LeaderNode: desc.GetNodeId(),
+			Descriptor_: &metapb.RangeDescriptor{RangeId: id, Start: key(id), End: key(id + 1),
+				Generation: 1, Replicas: []*metapb.Replica{{NodeId: 1, ReplicaId: 1}}}}
+	}
+	led := func() int { return d.cluster.nodes[ids.NodeID(desc.GetNodeId())].leads.Len() }
+	report := func(part uint32, more bool, ids ...uint64) bool {
+		r := &metapb.NodeReport{Node: desc, Full: true, Part: part, More: more, Leaders: 3}
+		for _, id := range ids {
+			r.Facts = append(r.Facts, fact(id))
+		}
+		return d.Report(0, r).GetWantFull()
+	}
+	if report(0, false, 2, 3, 4) || led() != 3 {
+		t.Fatalf("leads %d ranges by a report of one part", led())
+	}
+	report(0, true, 2)
+	if report(1, true, 5); led() != 4 {
+		t.Fatalf("leads %d ranges while the report is not whole, want 4", led())
+	}
+	if report(2, false); led() != 2 {
+		t.Fatalf("leads %d ranges, want the two of the report", led())
+	}
+	// A part is missing, or the report began before this driver did.
+	report(0, true, 2)
+	if report(2, false, 6); led() != 3 {
+		t.Fatalf("a report with a hole disowned: leads %d ranges", led())
+	}
+}

@@ -43,6 +43,7 @@ type node struct {
 	reported   bool // to this driver
 	full       bool // has told this driver all that it leads
 	wantFull   bool
+	told       fullReport
 	agreed     time.Duration // when its count of leaders last was ours, or we asked for all
 
 	readOnly  bool
@@ -63,6 +64,30 @@ type node struct {
 
 	// What running operators will add or take; see cluster.influence.
 	pendingReplicas, pendingLeaders int
+}
+
+// fullReport is what has come of a node's full report, which has parts.
+type fullReport struct {
+	next  uint32 // the part that comes next; 0: none has come
+	leads map[ids.RangeID]bool
+}
+
+// take adds a part and says whether the report is whole now. A part that does
+// not follow the one before does not count: this driver has not heard it all,
+// goes on wanting a full report, and the node begins a new one.
+func (f *fullReport) take(r *metapb.NodeReport) (whole bool) {
+	switch part := r.GetPart(); {
+	case part == 0:
+		f.leads = make(map[ids.RangeID]bool, len(r.GetFacts()))
+	case f.next == 0 || part != f.next:
+		*f = fullReport{}
+		return false
+	}
+	f.next = r.GetPart() + 1
+	for _, fact := range r.GetFacts() {
+		f.leads[ids.RangeID(fact.GetDescriptor_().GetRangeId())] = true
+	}
+	return !r.GetMore()
 }
 
 func (n *node) replicas() int { return n.holds.Len() + n.pendingReplicas }

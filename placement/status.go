@@ -16,6 +16,9 @@ const (
 	// MaxList bounds the ranges in the answer to a listing; the rest is had by
 	// asking on from the end of the last one.
 	MaxList = 20_000
+	// maxListKeyBytes bounds the bounds of the ranges in one answer: they are the
+	// part of it that may be large, and a message may have only so much.
+	maxListKeyBytes = 8 << 20
 	// maxNamed bounds the ranges that a problem names.
 	maxNamed = 5
 )
@@ -76,17 +79,19 @@ func (d *Driver) below(start, end []byte, visit func(*rangeState) bool) {
 }
 
 // List answers with the known ranges that overlap [start, end), empty meaning
-// from the first and to the last, in order, at most MaxList. Empty while not
-// active.
+// from the first and to the last, in order, at most MaxList and fewer if their
+// keys are very long. Empty while not active.
 func (d *Driver) List(r *adminpb.ListRangesRequest) *adminpb.ListRangesReply {
 	reply := &adminpb.ListRangesReply{}
 	end := r.GetEnd()
 	if len(end) == 0 {
 		end = []byte{0xff}
 	}
+	bytes := 0
 	d.cluster.dir.overlapped(r.GetStart(), end, func(s *rangeState) bool {
 		reply.Ranges = append(reply.Ranges, s.info())
-		return len(reply.Ranges) < MaxList
+		bytes += len(s.desc.GetStart()) + len(s.desc.GetEnd())
+		return len(reply.Ranges) < MaxList && bytes < maxListKeyBytes
 	})
 	return reply
 }

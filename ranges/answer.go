@@ -53,6 +53,9 @@ func (r *Replica) notLeader(maybe bool) *kv.Response {
 	if !s.destroyed {
 		resp.Leader = s.leaderNode()
 	}
+	if s.lead.heir != 0 {
+		resp.RetryAfterMillis = retryMovingMillis
+	}
 	return resp
 }
 

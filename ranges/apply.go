@@ -162,8 +162,10 @@ func (r *Replica) applyReplicas(b *store.Batch, next *state, e *raftpb.Entry) er
 	if boundsHash(d) != next.bounds || d.GetGeneration() != uint64(h.generation)+1 {
 		invariant.Failf("replica change of %v alters bounds or skips a generation", r.id)
 	}
-	r.group().SetPeers(peersOf(d))
-	next.conf = confFromRaft(r.group().ApplyConfChange(cc))
+	shared := &r.table.shared
+	shared.share(d)
+	r.group().SetPeers(shared.peersOf(d))
+	next.conf = shared.conf(confFromRaft(r.group().ApplyConfChange(cc))).stored
 	r.staged.replicas = true
 	r.staged.results = append(r.staged.results, result{h.term, h.sequence, applied})
 	return r.table.cfg.Store.State().PutDescriptor(b, r.id, r.self, d)
@@ -213,11 +215,14 @@ func (r *Replica) Restored() error {
 	if rs == nil || rs.Descriptor == nil || rs.Replica != r.self {
 		return fmt.Errorf("reload %v after a snapshot: it is not there", r.id)
 	}
+	shared := &r.table.shared
+	shared.share(rs.Descriptor)
+	rs.Applied.Conf = shared.conf(rs.Applied.GetConf()).stored
 	next := newState(rs)
 	next.lead = r.state.Load().lead
 	if err := r.table.publishRestored(r, next); err != nil {
 		return err
 	}
-	r.group().SetPeers(peersOf(next.desc))
+	r.group().SetPeers(shared.peersOf(next.desc))
 	return nil
 }

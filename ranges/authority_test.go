@@ -47,22 +47,15 @@ func TestTimestampOfALeadershipThatWasOverIsNotReadAtByTheNext(t *testing.T) {
 	t.Parallel()
 	w := threeNodes(t, nil)
 	stale, _ := w.staleLeader("k", "acknowledged")
-	r := stale.table.replica(2)
-	var resp *kv.Response
-	rd := &read{
-		r: r, req: &kv.Request{Verb: kv.VerbGet, Key: key("k")},
-		done: func(answer *kv.Response) { resp = answer },
-	}
-	if refusal := rd.fix(); refusal != nil {
-		t.Fatalf("refused with %+v", refusal)
-	}
+	resume := stale.pauseBefore("stripes")
+	c := stale.start(&kv.Request{Verb: kv.VerbGet, Key: key("k")})
 	w.drop = nil
 	w.tick(5)
 	w.transfer(2, stale.id)
-	must(t, r.enqueue(rd, 0))
+	resume()
 	w.settle()
-	if resp == nil || resp.Code != kv.CodeNotLeader {
-		t.Fatalf("answered with %+v", resp)
+	if c.count != 1 || c.resp.Code != kv.CodeNotLeader {
+		t.Fatalf("answered %d times, with %+v", c.count, c.resp)
 	}
 	if v := stale.get("k"); v != "acknowledged" {
 		t.Fatalf("got %q", v)

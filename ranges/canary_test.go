@@ -14,7 +14,8 @@ import (
 // Each planted bug shows in a small scenario. Not parallel: the plant is global.
 // Run with: go test -tags canary -run TestPlanted ./ranges
 func TestPlantedBugsShow(t *testing.T) {
-	for _, c := range append(plantedWrites(), plantedReads()...) {
+	all := append(append(plantedWrites(), plantedReads()...), plantedLeases()...)
+	for _, c := range all {
 		canary.Plant(c.bug)
 		if !c.shows(t) {
 			t.Errorf("%s does not show", c.bug)
@@ -110,5 +111,46 @@ func plantedReads() []plantedCase {
 			}
 			return false
 		}},
+	}
+}
+
+// The rules of lease reads, each switched off in the story of its test.
+func plantedLeases() []plantedCase {
+	return []plantedCase{
+		{canary.LeaseBeforeOwnTerm, func(t *testing.T) bool {
+			w := threeNodes(t, nil)
+			n := w.newLeaderThatLacksAWrite()
+			w.lease = leased
+			get := n.start(&kv.Request{Verb: kv.VerbGet, Key: key("k")})
+			return get.count == 1 && string(get.resp.Value) == "old"
+		}},
+		{canary.ReadClockStays, func(t *testing.T) bool {
+			read, written := threeNodes(t, nil).readInTheFutureThenTransfer()
+			return written <= read
+		}},
+		{canary.ReadIndexLate, func(t *testing.T) bool {
+			get, fixed, written := threeNodes(t, nil).readIndexOfAFastClock()
+			return string(get.resp.Value) == "old" && written <= fixed
+		}},
+		{canary.WriteBelowClock, func(t *testing.T) bool {
+			n := oneNode(t, nil).nodes[1]
+			n.put("k", "old")
+			n.get("k")
+			read := n.clock.Peek()
+			return n.put("k", "new") <= read
+		}},
+		{canary.ReadSkipsLatches, func(t *testing.T) bool {
+			w := threeNodes(t, nil)
+			w.lease = leased
+			l := w.leader(2)
+			l.put("k", "old")
+			put := l.start(l.putRequest("k", "new"))
+			l.step()
+			get := l.start(&kv.Request{Verb: kv.VerbGet, Key: key("k")})
+			at := l.clock.Peek()
+			w.settle()
+			return string(get.resp.Value) == "old" && put.resp.Timestamp <= at
+		}},
+		{canary.StaleRow, func(t *testing.T) bool { return readersSawStaleRows(t) }},
 	}
 }

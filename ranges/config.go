@@ -58,7 +58,10 @@ const (
 	gcTriggerBytes = 1 << 20
 
 	retrySoonMillis = 10
-	retryMillis     = 100
+	// retryMovingMillis is the advice while leadership is handed over, which
+	// takes two messages and a sync.
+	retryMovingMillis = 2
+	retryMillis       = 100
 )
 
 // Config configures the replicas of a node.
@@ -85,6 +88,15 @@ type Config struct {
 	// Witness sees every read served and every write evaluated; nil: nobody looks.
 	// For the simulator's checks.
 	Witness Witness
+	// Pause, if not nil, is called before each step of a read on its caller's
+	// goroutine, and the read goes on when resume is called, once, on any
+	// goroutine. For the simulator: in between anything may happen.
+	Pause func(step string, resume func())
+	// QuorumReads has every read ask a quorum, as if no lease were ever held. For
+	// measurements of what leases save.
+	QuorumReads bool
+	// RowCacheBytes bounds the cache of hot rows; 0: none. Close ends it.
+	RowCacheBytes int64
 	// OnFact reports what changed of a range that this node leads. On a shard; must not block.
 	OnFact func(*metapb.RangeFact)
 }

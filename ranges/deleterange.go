@@ -185,6 +185,9 @@ func (d *deleteRange) write(p deletePage, err error) {
 		w.end(internalError(err))
 		return
 	}
+	for _, k := range p.keys {
+		w.announce(k.key)
+	}
 	var ts hlc.Timestamp
 	if ts, err = r.table.cfg.Clock.Now(); err != nil {
 		w.end(unavailable(err.Error()))
@@ -200,7 +203,7 @@ func (d *deleteRange) write(p deletePage, err error) {
 		// Nothing to write: the answer is a read.
 		resp := w.resp
 		r.latches.release(&w.hold)
-		r.confirm(&conflictAnswer{w: w, resp: &resp})
+		r.confirm(ts, &conflictAnswer{w: w, resp: &resp})
 		return
 	}
 	r.seal() // a page stands alone
@@ -214,4 +217,5 @@ func (d *deleteRange) write(p deletePage, err error) {
 	w.hold.ts = ts
 	r.open.writes = append(r.open.writes, w)
 	r.load.wrote(len(p.keys))
+	r.witnessWrite(ts)
 }

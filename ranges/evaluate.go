@@ -44,7 +44,10 @@ func (r *Replica) evaluate(w *write) {
 			return
 		}
 	}
-	ts, err := r.table.cfg.Clock.Now()
+	for i := range w.ops {
+		w.announce(w.ops[i].key)
+	}
+	ts, err := r.writeTimestamp(w)
 	if err != nil {
 		w.end(unavailable(err.Error()))
 		return
@@ -52,6 +55,22 @@ func (r *Replica) evaluate(w *write) {
 	if err := r.stageWrite(w, ts); err != nil {
 		w.end(internalError(err))
 	}
+}
+
+// writeTimestamp takes the timestamp of a write that is announced: above the
+// low water of the term and above every read that was noted (R9i), since both
+// are of the same clock.
+func (r *Replica) writeTimestamp(w *write) (hlc.Timestamp, error) {
+	if canary.On(canary.WriteBelowClock) {
+		above := hlc.Timestamp(0)
+		for i := range w.ops {
+			above = max(above, w.ops[i].newest.Timestamp)
+		}
+		if above != 0 {
+			return above + 1, nil
+		}
+	}
+	return r.table.cfg.Clock.Now()
 }
 
 // answerDuplicate answers a write that this leader remembers, or attaches it
@@ -136,15 +155,17 @@ func (o *op) holdsExpectation() bool {
 }
 
 // conflict answers a failed comparison. No committed entry carries that
-// answer, so it is a read: leadership is confirmed by a ReadIndex that begins
-// now. If it still holds then, no other leader wrote before the comparison.
+// answer, so it is a read: leadership is confirmed now, after the comparison, by
+// the lease or by a ReadIndex. If it still holds then, no other leader wrote
+// before the comparison. The answer names no timestamp at which it would have to
+// stay true, so the lease need not reach one.
 func (w *write) conflict(o *op) {
 	resp := &kv.Response{Code: kv.CodeConflict, Found: o.currentFound}
 	if o.currentFound {
 		resp.Value, resp.Timestamp = o.current.Value, o.current.Timestamp
 	}
 	w.r.latches.release(&w.hold)
-	w.r.confirm(&conflictAnswer{w: w, resp: resp})
+	w.r.confirm(0, &conflictAnswer{w: w, resp: resp})
 }
 
 type conflictAnswer struct {
@@ -185,6 +206,7 @@ func (r *Replica) stageWrite(w *write, ts hlc.Timestamp) error {
 	w.hold.ts = ts
 	r.open.writes = append(r.open.writes, w)
 	r.load.wrote(len(w.ops))
+	r.witnessWrite(ts)
 	return nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"github.com/flotilla-kv/flotilla/multiraft"
 	"github.com/flotilla-kv/flotilla/proto/adminpb"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
-	"github.com/flotilla-kv/flotilla/store/mvcc"
 )
 
 // A fact is what a leader tells placement about its range. It goes out when
@@ -61,28 +60,28 @@ func (r *Replica) sendFact() {
 		return
 	}
 	caughtUp, silent := r.peerNews()
-	f := r.factOf(s, caughtUp, silent)
-	r.load.told.Store(f)
-	r.table.cfg.OnFact(f)
+	r.load.told.Store(&told{
+		term: s.lead.term, generation: s.desc.GetGeneration(), stats: s.data.Stats,
+		caughtUp: caughtUp, silent: silent,
+	})
+	r.table.cfg.OnFact(r.factOf(s, caughtUp, silent))
 }
 
 // factIsOld says whether the last fact differs from what is true by more than
 // placement should miss.
 func (r *Replica) factIsOld(s *state) bool {
 	f := r.load.told.Load()
-	if f == nil || f.GetTerm() != uint64(s.lead.term) ||
-		f.GetDescriptor_().GetGeneration() != s.desc.GetGeneration() {
+	if f == nil || f.term != s.lead.term || f.generation != s.desc.GetGeneration() {
 		return true
 	}
-	told := f.GetStats().GetKeyBytes() + f.GetStats().GetValueBytes()
-	moved := distance(told, s.size())
-	return moved > factSizeFloor && moved*factSizeStep > told
+	moved := distance(f.size(), s.size())
+	return moved > factSizeFloor && moved*factSizeStep > f.size()
 }
 
 // toldExactly says whether placement knows the statistics to the last byte.
 func (r *Replica) toldExactly(s *state) bool {
 	f := r.load.told.Load()
-	return f != nil && mvcc.StatsFromProto(f.GetStats()) == s.data.Stats
+	return f != nil && f.stats == s.data.Stats
 }
 
 // Facts returns a fact for every range that this node leads (full report), in
@@ -95,8 +94,8 @@ func (t *Table) Facts() []*metapb.RangeFact {
 			continue
 		}
 		var caughtUp, silent []uint64
-		if f := r.load.told.Load(); f != nil && f.GetTerm() == uint64(s.lead.term) {
-			caughtUp, silent = f.GetCaughtUp(), f.GetSilent()
+		if f := r.load.told.Load(); f != nil && f.term == s.lead.term {
+			caughtUp, silent = f.caughtUp, f.silent
 		}
 		facts = append(facts, r.factOf(s, caughtUp, silent))
 	}
@@ -179,5 +178,5 @@ func roleName(role metapb.ReplicaRole) string {
 // sameCaughtUp says whether placement knows already who caught up.
 func (r *Replica) sameCaughtUp(caughtUp []uint64) bool {
 	f := r.load.told.Load()
-	return f != nil && slices.Equal(f.GetCaughtUp(), caughtUp)
+	return f != nil && slices.Equal(f.caughtUp, caughtUp)
 }

@@ -20,14 +20,17 @@ import (
 // world is a cluster of real stores and hosts in one goroutine: messages, disk
 // syncs and jobs happen when settle lets them.
 type world struct {
-	t       testing.TB
-	nodes   []*node // index is the node id; 0 is nil
-	wire    []packet
-	drop    func(from, to ids.NodeID, m *multiraft.Message) bool
-	wall    int64
-	nextID  ids.RangeID
-	seq     uint64
-	tune    func(*Config)
+	t      testing.TB
+	nodes  []*node // index is the node id; 0 is nil
+	wire   []packet
+	drop   func(from, to ids.NodeID, m *multiraft.Message) bool
+	wall   int64
+	nextID ids.RangeID
+	seq    uint64
+	tune   func(*Config)
+	// lease says which leases are held; nil: none. What a real one needs is the
+	// business of multiraft; stories here say themselves who holds one.
+	lease   func(n *node, r *Replica, term ids.Term, ts hlc.Timestamp) multiraft.LeaseState
 	noSnaps bool
 	snaps   int
 }
@@ -49,6 +52,7 @@ type node struct {
 	jobs     []func()
 	holdJobs bool
 	down     bool
+	ahead    int64 // of the world's wall clock, in milliseconds
 	facts    []*metapb.RangeFact
 
 	committed func() // after each commit to the store
@@ -56,6 +60,10 @@ type node struct {
 
 func (w *world) Wall() int64              { return w.wall }
 func (w *world) Monotonic() time.Duration { return time.Duration(w.wall) * time.Millisecond }
+
+// Wall is the world's, but for the node's own error.
+func (n *node) Wall() int64              { return n.w.wall + n.ahead }
+func (n *node) Monotonic() time.Duration { return n.w.Monotonic() }
 
 func newWorld(t testing.TB, n int, tune func(*Config)) *world {
 	w := &world{t: t, wall: 1_000_000, nextID: 100, tune: tune, nodes: make([]*node, n+1)}
@@ -110,9 +118,13 @@ func (n *node) open(create bool) {
 	t := n.w.t
 	t.Helper()
 	draws := uint64(n.id) << 32
+	blockCache := int64(1 << 20)
+	if _, ok := t.(*testing.B); ok {
+		blockCache = 256 << 20 // what is measured is not the want of it
+	}
 	s, err := store.Open(store.Options{
 		Dir: "data", FS: n.fs, Create: create, Simulated: true, ReserveBytes: 1,
-		CacheBytes: 1 << 20, MemTableBytes: 4 << 20,
+		CacheBytes: blockCache, MemTableBytes: 4 << 20,
 		Logger: slog.New(slog.DiscardHandler),
 		Fatal:  func(msg string) { panic("store gave up: " + msg) },
 		Random: func() uint64 { draws++; return draws },
@@ -128,7 +140,7 @@ func (n *node) open(create bool) {
 	if n.clock != nil {
 		start = n.clock.Peek()
 	}
-	n.clock = hlc.NewHybrid(n.w, start, time.Hour)
+	n.clock = hlc.NewHybrid(n, start, time.Hour)
 	n.clock.SetBound(hlc.MaxTimestamp)
 	cfg := Config{
 		Node: n.id, Store: s, Clock: n.clock, Physical: n.w,
@@ -142,6 +154,14 @@ func (n *node) open(create bool) {
 	}
 	n.table, err = New(cfg)
 	must(t, err)
+	n.table.lease = func(
+		r *Replica, term ids.Term, ts hlc.Timestamp,
+	) multiraft.LeaseState {
+		if n.w.lease == nil {
+			return multiraft.LeaseNone
+		}
+		return n.w.lease(n, r, term, ts)
+	}
 	n.host, err = multiraft.NewHost(multiraft.Config{
 		Node: n.id, Store: s, Clock: n.clock, Transport: n, Shards: 2,
 		Logger:     cfg.Logger,

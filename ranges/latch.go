@@ -20,11 +20,14 @@ import (
 // are evaluated at or below its timestamp; a hold that is not evaluated yet
 // will get a later one.
 type latches struct {
-	points   btree.Map[string, []*hold] // by key, in order of arrival
-	spans    []*hold                    // few: range deletions, splits, garbage collection
+	points   *points // nil: none, and an idle range has no more than that
+	spans    []*hold // few: range deletions, splits, garbage collection
 	runnable []latched
 	draining bool
 }
+
+// points are holds by key, in order of arrival.
+type points = btree.Map[string, []*hold]
 
 // latched is what waits for latches.
 type latched interface {
@@ -69,6 +72,9 @@ func (l *latches) acquire(h *hold, op latched) {
 		l.overSpan(h.start, h.end, block)
 		l.spans = append(l.spans, h)
 	} else {
+		if l.points == nil {
+			l.points = new(points)
+		}
 		for i, k := range h.keys {
 			held := l.overKey(k, block)
 			if i == 0 && len(held) == 0 {
@@ -85,7 +91,10 @@ func (l *latches) acquire(h *hold, op latched) {
 
 // overKey visits the holds over one key and returns those that name it.
 func (l *latches) overKey(k string, visit func(*hold)) []*hold {
-	held, _ := l.points.Get(k)
+	var held []*hold
+	if l.points != nil {
+		held, _ = l.points.Get(k)
+	}
 	for _, o := range held {
 		visit(o)
 	}
@@ -98,15 +107,17 @@ func (l *latches) overKey(k string, visit func(*hold)) []*hold {
 }
 
 func (l *latches) overSpan(start, end string, visit func(*hold)) {
-	l.points.Ascend(start, func(k string, held []*hold) bool {
-		if k >= end {
-			return false
-		}
-		for _, o := range held {
-			visit(o)
-		}
-		return true
-	})
+	if l.points != nil {
+		l.points.Ascend(start, func(k string, held []*hold) bool {
+			if k >= end {
+				return false
+			}
+			for _, o := range held {
+				visit(o)
+			}
+			return true
+		})
+	}
 	for _, o := range l.spans {
 		if o.start < end && start < o.end {
 			visit(o)
@@ -118,7 +129,7 @@ func (l *latches) overSpan(start, end string, visit func(*hold)) {
 // evaluated writes at or below ts. It returns false if there are none; then op
 // is not called.
 func (l *latches) await(start, end string, ts hlc.Timestamp, op latched) bool {
-	if l.points.Len() == 0 && len(l.spans) == 0 {
+	if l.free() {
 		return false
 	}
 	w := &waiter{op: op}
@@ -164,7 +175,11 @@ func (l *latches) release(h *hold) {
 
 func without(held []*hold, h *hold) []*hold {
 	for i, o := range held {
-		if o == h {
+		switch {
+		case o != h:
+		case len(held) == 1:
+			return nil // an empty slice would keep h, and all that it is part of
+		default:
 			return append(held[:i:i], held[i+1:]...)
 		}
 	}
@@ -189,10 +204,12 @@ func (l *latches) drain() {
 // reset drops every hold, because leadership is lost, and aborts who waits.
 func (l *latches) reset() {
 	var dropped []*hold
-	l.points.Scan(func(_ string, held []*hold) bool {
-		dropped = append(dropped, held...)
-		return true
-	})
+	if l.points != nil {
+		l.points.Scan(func(_ string, held []*hold) bool {
+			dropped = append(dropped, held...)
+			return true
+		})
+	}
 	dropped = append(dropped, l.spans...)
 	waiting := l.runnable
 	*l = latches{draining: l.draining}
@@ -211,7 +228,17 @@ func (l *latches) reset() {
 	}
 }
 
+// free says whether nothing is held.
+func (l *latches) free() bool {
+	return (l.points == nil || l.points.Len() == 0) && len(l.spans) == 0
+}
+
 // idle says whether nothing holds or waits.
-func (l *latches) idle() bool {
-	return l.points.Len() == 0 && len(l.spans) == 0 && len(l.runnable) == 0
+func (l *latches) idle() bool { return l.free() && len(l.runnable) == 0 }
+
+// shrink gives back what idle latches need no more.
+func (l *latches) shrink() {
+	if l.idle() {
+		l.points = nil
+	}
 }

@@ -5,14 +5,15 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/flotilla-kv/flotilla/proto/metapb"
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/store/mvcc"
 )
 
 // meter counts what a replica serves. Counting is one atomic addition; rates
 // are worked out when somebody asks, so an idle range costs nothing.
 type meter struct {
 	reads, writes atomic.Uint64
-	told          atomic.Pointer[metapb.RangeFact] // what placement was told last
+	told          atomic.Pointer[told] // nil: nothing yet
 
 	mu struct {
 		sync.Mutex
@@ -21,6 +22,17 @@ type meter struct {
 		readRate, wrtRate float64       // per second, before the sample
 	}
 }
+
+// told is what a leader remembers of the last fact that placement was told: as
+// much as it takes to see that there is something new. Immutable.
+type told struct {
+	term             ids.Term
+	generation       uint64
+	stats            mvcc.Stats
+	caughtUp, silent []uint64
+}
+
+func (t *told) size() int64 { return t.stats.KeyBytes + t.stats.ValueBytes }
 
 // rateWindow is the shortest time over which a rate is taken.
 const rateWindow = time.Second

@@ -151,6 +151,7 @@ func (r *Replica) forgetIfIdle() {
 	writes := r.load.writes.Load()
 	if writes == r.upkeep.writes && r.latches.idle() && r.open.empty() {
 		r.recent.forget(r.table.cfg.Clock.Peek(), r.state.Load().applied)
+		r.latches.shrink()
 		if !r.toldExactly(r.state.Load()) {
 			r.sendFact() // at rest the directory is exact
 		}

@@ -292,22 +292,3 @@ func TestReadOfADestroyedReplicaFails(t *testing.T) {
 	wantCode(t, get.resp, kv.CodeNotLeader)
 	wantCode(t, l.start(&kv.Request{Verb: kv.VerbGet, Key: key("k")}).resp, kv.CodeWrongRange)
 }
-
-func TestTransferAwayEmptiesANode(t *testing.T) {
-	t.Parallel()
-	w := threeNodes(t, nil)
-	n := w.leader(2)
-	n.put("k", "v")
-	for range 20 {
-		if n.table.TransferAway() == 0 {
-			break
-		}
-		w.tick(2)
-	}
-	if left := n.table.TransferAway(); left != 0 {
-		t.Fatalf("still leads %d", left)
-	}
-	if w.leader(2).get("k") != "v" {
-		t.Fatal("data is gone")
-	}
-}

@@ -22,6 +22,8 @@ const (
 	refused
 	// lost: leadership ended first; it may still take effect.
 	lost
+	// handedOver: it was not proposed, because leadership is being handed over.
+	handedOver
 )
 
 // proposal is one entry of this leader on its way through the log.
@@ -78,7 +80,7 @@ func (p *proposals) takeAll() []*proposal {
 // pass. It holds memory only while something is in it.
 type builder struct {
 	batch  *store.Batch
-	delta  mvcc.Delta
+	delta  *mvcc.Delta // of batch
 	writes []*write
 	sealed []*proposal
 }
@@ -86,7 +88,7 @@ type builder struct {
 // target returns the batch to write the next operation into.
 func (b *builder) target(s *store.Store) *store.Batch {
 	if b.batch == nil {
-		b.batch = s.NewBatch()
+		b.batch, b.delta = s.NewBatch(), new(mvcc.Delta)
 	}
 	return b.batch
 }
@@ -102,7 +104,7 @@ func (b *builder) seal(h header) {
 		b.drop()
 		return
 	}
-	h.delta = b.delta
+	h.delta = *b.delta
 	b.sealed = append(b.sealed, &proposal{
 		sequence: h.sequence,
 		writes:   b.writes,
@@ -116,7 +118,7 @@ func (b *builder) drop() {
 	if b.batch != nil {
 		b.batch.Close()
 	}
-	b.batch, b.delta, b.writes = nil, mvcc.Delta{}, nil
+	b.batch, b.delta, b.writes = nil, nil, nil
 }
 
 // headerFor is the header of an entry that is evaluated now.
@@ -153,6 +155,7 @@ func (r *Replica) flush() {
 		}
 		err := r.group().Propose(payloads)
 		if err == nil {
+			r.setHeir(0)
 			for _, p := range sealed {
 				r.pending.push(p)
 			}
@@ -163,8 +166,11 @@ func (r *Replica) flush() {
 			r.takeBack(sealed[i])
 		}
 		v := refused
-		if errors.Is(err, multiraft.ErrNotLeader) || errors.Is(err, multiraft.ErrStopped) {
+		switch {
+		case errors.Is(err, multiraft.ErrNotLeader) || errors.Is(err, multiraft.ErrStopped):
 			v = rejected
+		case r.state.Load().lead.heir != 0:
+			v = handedOver
 		}
 		for _, p := range sealed {
 			r.finish(p, v, 0)

@@ -3,6 +3,7 @@ package ranges
 import (
 	"bytes"
 	"sync"
+	"sync/atomic"
 
 	"github.com/flotilla-kv/flotilla/internal/canary"
 	"github.com/flotilla-kv/flotilla/internal/hlc"
@@ -16,10 +17,11 @@ import (
 // read is a get, a scan or a question for a timestamp on its way.
 //
 // The order of its steps is what makes it linearizable: fix the timestamp and
-// move the clock to it; confirm leadership (the frames that do so carry a
-// stamp at or above the timestamp, so any later leader writes above it); wait
-// until all that was committed is applied; check the bounds; wait for writes
-// in flight at or below the timestamp; open the iterator; check once more.
+// move the clock to it; make sure of leadership, by the lease (leaseread.go) or
+// by a ReadIndex (the frames that do so carry a stamp at or above the timestamp,
+// so any later leader writes above it); wait for what is committed and not
+// applied; check the bounds; wait for writes in flight at or below the
+// timestamp; open the iterator; check once more.
 type read struct {
 	r          *Replica
 	req        *kv.Request
@@ -27,68 +29,98 @@ type read struct {
 	term       ids.Term // of the leadership under which ts was fixed
 	ts         hlc.Timestamp
 	start, end []byte // clipped to the range; end empty: the key start
+	leased     bool   // the lease holds it, no ReadIndex was asked
+
+	// On the caller's goroutine, see leaseread.go.
+	gone  bool   // answered, or another goroutine's
+	slow  bool   // the shard has to decide
+	hash  uint64 // of a get's key
+	word  uint64 // of its stripe, before the timestamp was fixed
+	state *state // under which the lease was found to hold
 }
 
 // submitRead begins a read on the caller's goroutine.
 func (r *Replica) submitRead(req *kv.Request, done func(*kv.Response)) {
-	rd := &read{r: r, req: req, done: done}
-	if resp := rd.fix(); resp != nil {
-		rd.answer(resp)
-		return
-	}
-	r.load.read()
-	if err := r.enqueue(rd, 64+len(req.Key)+len(req.End)); err != nil {
-		rd.answer(r.enqueueError(err))
+	b := &leaseReads{table: r.table}
+	b.one[0] = read{r: r, req: req, done: done}
+	b.list = b.one[:]
+	b.begin()
+}
+
+// queue leaves the read to the shard.
+func (rd *read) queue() {
+	rd.gone = true // before the shard has it
+	if err := rd.r.enqueue(rd, 64+len(rd.req.Key)+len(rd.req.End)); err != nil {
+		rd.answer(rd.r.enqueueError(err))
 	}
 }
 
-// fix fixes the timestamp, after it has looked in which term this replica leads.
-func (rd *read) fix() *kv.Response {
-	r, clock := rd.r, rd.r.table.cfg.Clock
-	s := r.state.Load()
-	if !s.lead.mine || s.destroyed {
-		return r.notLeader(false)
-	}
-	rd.term, rd.ts = s.lead.term, rd.req.Timestamp
-	if rd.ts != 0 {
-		if err := clock.Update(rd.ts); err != nil {
-			return clockError(err)
-		}
-		return nil
-	}
-	ts, err := clock.Now()
-	if err != nil {
-		return clockError(err)
-	}
-	rd.ts = ts
-	return nil
-}
-
-// Run asks for confirmation of leadership, of the one under which the timestamp
-// was fixed. Another one proves nothing for it: this goroutine may have fixed
-// it under a leadership that was over already, with a clock behind that of the
+// Run makes sure of leadership, of the one under which the timestamp was fixed.
+// Another one proves nothing for it: the caller's goroutine may have fixed it
+// under a leadership that was over already, with a clock behind that of the
 // next leader, which had acknowledged writes above it; and before it came here
 // this replica may have been elected again. Confirmed in its own term, no later
 // leader was elected before the read came, and what earlier ones acknowledged
 // lies below the clock of the election.
+//
+// Under the lease nobody waits here until what is committed is applied: what
+// this leader proposed in its term stands in the latches until it is applied,
+// and what was committed before is applied where a leader is ready. But a
+// question for a timestamp does not wait for latches, so it must not pass a
+// split.
 func (rd *read) Run() {
-	if rd.r.state.Load().lead.term != rd.term {
-		rd.answer(rd.r.notLeader(false))
+	r := rd.r
+	s := r.state.Load()
+	if s.lead.term != rd.term {
+		rd.answer(r.notLeader(false))
 		return
 	}
-	rd.r.confirm(rd)
+	pass := rd.req.Verb == kv.VerbReadTimestamp && r.moving.splits.Load() > 0
+	if !pass && s.leads() && r.holdsLease(rd.term, rd.ts) {
+		rd.leased = true
+		rd.granted()
+		return
+	}
+	r.group().Read(rd)
 }
 
-// confirm calls w back when a quorum has confirmed, after this call, that this
-// replica leads, and all that was committed then is applied. A lease will
-// answer here without a round trip.
-func (r *Replica) confirm(w multiraft.ReadWaiter) { r.group().Read(w) }
+// holdsLease says whether this replica holds the lease of a term for a read at
+// ts, to which the clock was moved before (0: at no timestamp in particular).
+func (r *Replica) holdsLease(term ids.Term, ts hlc.Timestamp) bool {
+	return r.table.lease(r, term, ts) == multiraft.LeaseHeld
+}
 
-// ReadReady goes on when leadership is confirmed.
+// groupLease is what Table.lease is outside of tests.
+func groupLease(r *Replica, term ids.Term, ts hlc.Timestamp) multiraft.LeaseState {
+	g := r.raft.Load()
+	if g == nil || r.table.cfg.QuorumReads {
+		return multiraft.LeaseNone // being born, or told to do without
+	}
+	return g.Lease(term, ts)
+}
+
+// confirm calls w back when it is sure that this replica leads now, and all that
+// was committed then is applied or stands in the latches. ts is what the answer
+// says something about, 0 if nothing. Shard only.
+func (r *Replica) confirm(ts hlc.Timestamp, w multiraft.ReadWaiter) {
+	if s := r.state.Load(); s.leads() && r.holdsLease(s.lead.term, ts) {
+		w.ReadReady(nil)
+		return
+	}
+	r.group().Read(w)
+}
+
+// ReadReady goes on when a ReadIndex has confirmed leadership.
 func (rd *read) ReadReady(err error) {
 	if err != nil {
 		rd.answer(rd.r.readError(err))
 		return
+	}
+	if canary.On(canary.ReadIndexLate) && rd.req.Timestamp == 0 {
+		if rd.ts, err = rd.r.table.cfg.Clock.Now(); err != nil {
+			rd.answer(clockError(err))
+			return
+		}
 	}
 	rd.granted()
 }
@@ -103,15 +135,7 @@ func (rd *read) granted() {
 		rd.answer(r.notLeader(false))
 		return
 	}
-	if rd.fixesInstant() && !holdsSpan(s.desc, rd.req.Key, rd.spanEnd()) {
-		rd.answer(r.table.wrongRange(rd.req.Key, rd.req.End))
-		return
-	}
-	if rd.req.Verb == kv.VerbReadTimestamp {
-		rd.answer(&kv.Response{Timestamp: rd.ts})
-		return
-	}
-	if resp := rd.clip(s.desc); resp != nil {
+	if resp := rd.admit(s); resp != nil {
 		rd.answer(resp)
 		return
 	}
@@ -119,6 +143,33 @@ func (rd *read) granted() {
 		return
 	}
 	r.reads.push(rd, r)
+}
+
+// admit checks the bounds and cuts the span to them. It returns the answer if
+// there is nothing to be read.
+func (rd *read) admit(s *state) *kv.Response {
+	if rd.fixesInstant() && !holdsSpan(s.desc, rd.req.Key, rd.spanEnd()) {
+		return rd.r.table.wrongRange(rd.req.Key, rd.req.End)
+	}
+	if rd.req.Verb == kv.VerbReadTimestamp {
+		rd.witness()
+		return &kv.Response{Timestamp: rd.ts}
+	}
+	return rd.clip(s.desc)
+}
+
+// witness tells the simulator, if it is there, of a read that is answered.
+func (rd *read) witness() {
+	if w := rd.r.table.cfg.Witness; w != nil {
+		w.Read(rd.r.id, rd.term, rd.ts, rd.leased)
+	}
+}
+
+// witnessWrite tells it of a write that was evaluated.
+func (r *Replica) witnessWrite(ts hlc.Timestamp) {
+	if w := r.table.cfg.Witness; w != nil {
+		w.Write(r.id, r.state.Load().lead.term, ts)
+	}
 }
 
 // fixesInstant says that this read's timestamp is to become the instant of a
@@ -185,7 +236,10 @@ type readQueue struct {
 	mu        sync.Mutex
 	list      []*read
 	scheduled bool
-	replacing int // how many snapshots and splits are replacing the data
+	// replacing is how many snapshots and splits are replacing the data: above 0,
+	// data of the replica is about to change under the readers in a way that its
+	// published state does not tell yet.
+	replacing atomic.Int32
 }
 
 func (q *readQueue) push(rd *read, r *Replica) {
@@ -211,26 +265,12 @@ func (q *readQueue) take() (list []*read, more bool) {
 	return list, q.scheduled
 }
 
-// replace says that data of the replica is about to change under the readers
-// in a way that its published state does not tell yet; replaced, that it tells
-// now, or that nothing changed.
-func (q *readQueue) replace() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.replacing++
-}
+// replace comes before the data changes; replaced, when the state tells what
+// there is now, or when nothing changed.
+func (q *readQueue) replace()  { q.replacing.Add(1) }
+func (q *readQueue) replaced() { q.replacing.Add(-1) }
 
-func (q *readQueue) replaced() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.replacing--
-}
-
-func (q *readQueue) isReplacing() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.replacing > 0
-}
+func (q *readQueue) isReplacing() bool { return q.replacing.Load() > 0 }
 
 // serveReads is a job off the shard: one iterator for all reads that are ready.
 func (r *Replica) serveReads() {
@@ -251,21 +291,11 @@ func (r *Replica) serveReads() {
 		}
 		return
 	}
-	// What the iterator sees is at most as old as this state. If the replica is
-	// there now, it was when the iterator opened, and the iterator pins what it
-	// saw; if the bounds hold now, they held then (they only shrink), and the
-	// right half's group begins to write here only after they shrank. The
-	// threshold is published before the first deletion under it is visible.
-	// Whether the data is being replaced is asked before the state is loaded:
-	// asked afterwards, an install that ended in between would show its data
-	// with the bounds and the threshold of before.
-	replacing := r.reads.isReplacing()
-	now := r.state.Load()
-	gone := now.destroyed || replacing
+	now, there := r.afterOpen()
 	for _, rd := range list {
 		resp := rd.checkAgain(now, before)
 		switch {
-		case gone:
+		case !there:
 			resp = r.notLeader(false)
 		case resp == nil:
 			resp = rd.serve(it)
@@ -275,6 +305,23 @@ func (r *Replica) serveReads() {
 	if err := it.Close(); err != nil {
 		r.table.cfg.Logger.Error("close iterator", "range", r.id, "error", err)
 	}
+}
+
+// afterOpen returns the state with which to check reads once more, after their
+// iterator was opened; there: the data was all there then.
+//
+// What the iterator sees is at most as old as this state. If the replica is
+// there now, it was when the iterator opened, and the iterator pins what it
+// saw; if the bounds hold now, they held then (they only shrink), and the
+// right half's group begins to write here only after they shrank. The
+// threshold is published before the first deletion under it is visible.
+// Whether the data is being replaced is asked before the state is loaded:
+// asked afterwards, an install that ended in between would show its data
+// with the bounds and the threshold of before.
+func (r *Replica) afterOpen() (now *state, there bool) {
+	replacing := r.reads.isReplacing()
+	now = r.state.Load()
+	return now, !now.destroyed && !replacing
 }
 
 // checkAgain looks at what may have changed since the read passed the latches.
@@ -287,7 +334,10 @@ func (rd *read) checkAgain(now, before *state) *kv.Response {
 	}
 	end := rd.end
 	if len(end) == 0 {
-		end = append(bytes.Clone(rd.start), 0)
+		if !holds(now.desc, rd.start) || !holds(before.desc, rd.start) {
+			return rd.r.table.wrongRange(rd.start, nil)
+		}
+		return nil
 	}
 	if !holdsSpan(now.desc, rd.start, end) || !holdsSpan(before.desc, rd.start, end) {
 		return rd.r.table.wrongRange(rd.start, rd.end)
@@ -296,6 +346,7 @@ func (rd *read) checkAgain(now, before *state) *kv.Response {
 }
 
 func (rd *read) serve(it *mvcc.Iterator) *kv.Response {
+	rd.witness()
 	if rd.req.Verb == kv.VerbScan {
 		return rd.scan(it)
 	}

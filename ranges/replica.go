@@ -25,17 +25,20 @@ type Replica struct {
 	raft  atomic.Pointer[multiraft.Group] // nil until the group is born
 	reads readQueue                       // confirmed reads, wait for a reader
 	load  meter                           // counts
-	back  returns                         // continuations on their way to the shard
+	// moving is what reads on their callers' goroutines see of the latches;
+	// changed on the shard.
+	moving moving
+	back   returns // continuations on their way to the shard
 
 	// Shard only.
 	latches latches
 	recent  recent
 	open    builder
 	pending proposals
-	staged  staged   // what Apply staged, for Applied to publish
-	change  *change  // the structural change in progress
-	upkeep  upkeep   // what maintenance remembers
-	stale   [][]byte // canary: entries of a leadership that is over
+	staged  staged    // what Apply staged, for Applied to publish
+	change  *change   // the structural change in progress
+	upkeep  upkeep    // what maintenance remembers
+	stale   *[][]byte // canary: entries of a leadership that is over
 }
 
 var _ multiraft.StateMachine = (*Replica)(nil)
@@ -67,8 +70,8 @@ func (r *Replica) groupConfig(campaign bool) multiraft.GroupConfig {
 	}
 	if s.initialised() {
 		cfg.Applied = s.applied
-		cfg.Conf = confToRaft(s.conf)
-		cfg.Peers = peersOf(s.desc)
+		cfg.Conf = r.table.shared.conf(s.conf).raft
+		cfg.Peers = r.table.shared.peersOf(s.desc)
 	}
 	return cfg
 }
@@ -109,6 +112,9 @@ func (r *Replica) Changed(status multiraft.Status) {
 	}
 	if lead.mine && old.lead.mine && lead.term == old.lead.term {
 		lead.ready, lead.lowWater = old.lead.ready, old.lead.lowWater
+	}
+	if lead.leader == 0 || lead.mine && old.lead.mine && lead.term == old.lead.term {
+		lead.heir = old.lead.heir
 	}
 	if status.Halted && lead.leader == r.self {
 		lead.leader = 0
@@ -154,7 +160,7 @@ func (r *Replica) abandon() {
 	r.upkeep.follow()
 	for _, p := range pending {
 		if canary.On(canary.ForeignTerm) && p.payload != nil {
-			r.stale = append(r.stale, p.payload)
+			r.keepStale(p.payload)
 		}
 		r.abandonProposal(p, lost)
 	}
@@ -241,8 +247,16 @@ func (r *Replica) descriptor() *metapb.RangeDescriptor { return r.state.Load().d
 // proposes once more what it had proposed before, evaluated in a term that is
 // over. Apply must reject it by its header, and does not with this bug.
 func (r *Replica) proposeStale() {
-	if stale := r.stale; len(stale) > 0 && r.state.Load().leads() {
+	if stale := r.stale; stale != nil && r.state.Load().leads() {
 		r.stale = nil
-		_ = r.group().Propose(stale)
+		_ = r.group().Propose(*stale)
 	}
+}
+
+// keepStale keeps an entry for proposeStale.
+func (r *Replica) keepStale(payload []byte) {
+	if r.stale == nil {
+		r.stale = new([][]byte)
+	}
+	*r.stale = append(*r.stale, payload)
 }

@@ -198,41 +198,22 @@ func (r *Replica) transfer(o *metapb.Order) error {
 	case !r.caughtUp(id):
 		return fmt.Errorf("transfer leadership of %v: %w", r.id, ErrLagging)
 	}
-	r.group().TransferLeader(id)
+	r.handTo(id)
 	return nil
 }
 
-// TransferAway hands leadership of every range led here to another caught-up
-// replica (graceful stop); it returns how many are still led. Call it until
-// that is 0 or does not fall any more.
-func (t *Table) TransferAway() int {
-	led := 0
-	for _, r := range t.all() {
-		if s := r.state.Load(); !s.lead.mine || len(s.conf.GetVoters()) < 2 {
-			continue
-		}
-		led++
-		// Refused by the inbox: the next call tries again.
-		_ = r.enqueue(multiraft.TaskFunc(r.transferAway), 0)
-	}
-	return led
+// handTo asks a voter to take leadership over.
+func (r *Replica) handTo(id ids.ReplicaID) {
+	r.setHeir(id)
+	r.group().TransferLeader(id)
 }
 
-func (r *Replica) transferAway() {
-	if !r.state.Load().leads() {
-		return
-	}
-	var best multiraft.PeerProgress
-	for _, p := range r.group().Progress() {
-		voter := replicaOf(r.descriptor(), p.Replica)
-		if p.Replica == r.self || voter == nil || voter.GetRole() != roleVoter {
-			continue
-		}
-		if p.RecentActive && p.Match > best.Match && r.caughtUp(p.Replica) {
-			best = p
-		}
-	}
-	if best.Replica != 0 {
-		r.group().TransferLeader(best.Replica)
+// setHeir notes, for whoever asks for the leader meanwhile, who may lead soon.
+// 0: nobody, proposals pass.
+func (r *Replica) setHeir(id ids.ReplicaID) {
+	if s := r.state.Load(); s.lead.heir != id {
+		next := *s
+		next.lead.heir = id
+		r.state.Store(&next)
 	}
 }

@@ -126,6 +126,24 @@ func (w *world) check() {
 			}
 			seen[k] = s.data
 		}
+		n.checkQuiet()
+	}
+}
+
+// checkQuiet makes sure, at rest, that every write that was announced was
+// retracted: one that is not would keep reads from the fast path for ever, one
+// retracted twice would hide another.
+func (n *node) checkQuiet() {
+	n.w.t.Helper()
+	for i := range n.table.stripes {
+		if word := n.table.stripes[i].word.Load(); !quiet(word) {
+			n.w.t.Errorf("%v: %d writes of stripe %d are in flight", n.id, word&stripeEnd, i)
+		}
+	}
+	for _, r := range n.table.all() {
+		if w, s := r.moving.writes.Load(), r.moving.splits.Load(); w != 0 || s != 0 {
+			n.w.t.Errorf("%v %v: %d writes and %d splits are in flight", n.id, r.id, w, s)
+		}
 	}
 }
 

@@ -56,6 +56,7 @@ type split struct {
 	term        ids.Term
 	hold        hold
 	left, right *metapb.RangeDescriptor
+	marked      bool // in moving.splits
 	done        func(left, right *metapb.RangeDescriptor, err error)
 }
 
@@ -110,6 +111,12 @@ func (r *Replica) startSplit(key []byte, generation uint64,
 func (sp *split) end(err error) {
 	sp.r.latches.release(&sp.hold)
 	sp.r.change = nil
+	if sp.marked {
+		// Both halves are published, or nothing was proposed, or the state says
+		// that this replica leads no more.
+		sp.marked = false
+		sp.r.moving.splits.Add(-1)
+	}
 	if err != nil {
 		sp.done(nil, nil, fmt.Errorf("split %v: %w", sp.r.id, err))
 		return
@@ -180,6 +187,8 @@ func (sp *split) propose(right mvcc.Delta, err error) {
 	// From here every read waits: a right half that is elected elsewhere may
 	// take writes before this replica has applied the split.
 	sp.hold.ts = everyRead
+	sp.marked = true
+	r.moving.splits.Add(1)
 	if err := r.propose(r.headerFor(kindSplit), body, sp.finished); err != nil {
 		sp.end(errors.Join(ErrDropped, err))
 	}
@@ -255,6 +264,8 @@ func (r *Replica) applySplit(b *store.Batch, next *state, h header, body []byte)
 		!bytes.Equal(right.GetEnd(), next.desc.GetEnd()) {
 		invariant.Failf("split of %v does not tile it", r.id)
 	}
+	r.table.shared.share(left)
+	r.table.shared.share(right)
 	parent := *next
 	next.desc, next.bounds = left, boundsHash(left)
 	next.data.Sub(data)

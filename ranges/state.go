@@ -27,6 +27,10 @@ type leadership struct {
 	term   ids.Term
 	leader ids.ReplicaID // 0: unknown
 	mine   bool
+	// heir is whom this replica has asked to take leadership over, from then on
+	// until somebody is known to lead, or a proposal shows that it did not come to
+	// it. Only advice for clients rests on it.
+	heir ids.ReplicaID
 	// ready: leads and has applied an entry of its own term, so everything
 	// that earlier leaders committed is applied. Only then it evaluates.
 	ready bool
@@ -70,12 +74,16 @@ func (s *state) initialised() bool { return s.desc != nil }
 // leads says whether this replica may evaluate.
 func (s *state) leads() bool { return s.lead.ready && !s.destroyed }
 
-// leaderNode is the node believed to lead, 0 if unknown.
+// leaderNode is the node believed to lead, or about to, 0 if unknown.
 func (s *state) leaderNode() ids.NodeID {
-	if s.desc == nil || s.lead.leader == 0 {
+	leader := s.lead.leader
+	if leader == 0 {
+		leader = s.lead.heir
+	}
+	if s.desc == nil || leader == 0 {
 		return 0
 	}
-	return nodeOf(s.desc, s.lead.leader)
+	return nodeOf(s.desc, leader)
 }
 
 // size is what counts against the range size: all versions, so that ranges

@@ -13,22 +13,8 @@ import (
 // waits for another node or for a lock, but it may read a block from disk. The
 // request must not change until done; the response may alias it.
 func (t *Table) Submit(req *kv.Request, done func(*kv.Response)) {
-	refuse := func(resp *kv.Response) {
-		resp.ID = req.ID
-		done(resp)
-	}
-	if resp := t.validate(req); resp != nil {
-		refuse(resp)
-		return
-	}
-	key, r := routeKey(req), (*Replica)(nil)
-	if req.Verb == kv.VerbScan && req.Flags&kv.FlagReverse != 0 {
-		r = t.findBefore(req.End)
-	} else {
-		r = t.find(key)
-	}
+	r := t.route(req, done)
 	if r == nil {
-		refuse(t.wrongRange(key, req.End))
 		return
 	}
 	switch req.Verb {
@@ -39,6 +25,26 @@ func (t *Table) Submit(req *kv.Request, done func(*kv.Response)) {
 	default:
 		r.submitWrite(req, done)
 	}
+}
+
+// route returns the replica that a request is for. nil: it is answered.
+func (t *Table) route(req *kv.Request, done func(*kv.Response)) *Replica {
+	resp := t.validate(req)
+	if resp == nil {
+		key, r := routeKey(req), (*Replica)(nil)
+		if req.Verb == kv.VerbScan && req.Flags&kv.FlagReverse != 0 {
+			r = t.findBefore(req.End)
+		} else {
+			r = t.find(key)
+		}
+		if r != nil {
+			return r
+		}
+		resp = t.wrongRange(key, req.End)
+	}
+	resp.ID = req.ID
+	done(resp)
+	return nil
 }
 
 // submitWrite does on the caller's goroutine what may read from disk.

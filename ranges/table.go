@@ -11,10 +11,12 @@ import (
 	"github.com/tidwall/btree"
 
 	"github.com/flotilla-kv/flotilla/internal/canary"
+	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/multiraft"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
 	"github.com/flotilla-kv/flotilla/store"
+	"github.com/flotilla-kv/flotilla/store/rowcache"
 )
 
 // Table is all replicas of a node: the routing table and what they share. Safe
@@ -23,7 +25,12 @@ type Table struct {
 	cfg     Config
 	host    *multiraft.Host // set by Start
 	leaders atomic.Int64
+	shared  sharing
 	dirty   dirtySet
+	stripes stripes         // of writes in flight
+	rows    *rowcache.Cache // nil: none
+	// lease is groupLease; tests have leases of their own.
+	lease func(r *Replica, term ids.Term, ts hlc.Timestamp) multiraft.LeaseState
 	// gcTrigger is the garbage in bytes from which a range is collected.
 	gcTrigger int64
 
@@ -99,7 +106,10 @@ func New(cfg Config) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Table{cfg: cfg, gcTrigger: gcTriggerBytes}
+	t := &Table{cfg: cfg, gcTrigger: gcTriggerBytes, lease: groupLease}
+	if err := t.openRowCache(); err != nil {
+		return nil, err
+	}
 	t.mu.byID = make(map[ids.RangeID]*Replica)
 	t.mu.spans = newSpans()
 	t.mu.dying = make(map[ids.RangeID]dying)
@@ -107,22 +117,24 @@ func New(cfg Config) (*Table, error) {
 }
 
 // Start loads every replica of the store and adds its group to the host. Call
-// it once, before the host runs and before any other method.
+// it once, before the host runs and before any other method. It reads the store
+// in one pass, which the groups' logs are part of: a node with tens of thousands
+// of replicas serves within seconds.
 func (t *Table) Start(h *multiraft.Host) error {
 	t.host = h
-	all, err := t.cfg.Store.State().Replicas()
-	if err != nil {
-		return fmt.Errorf("load replicas: %w", err)
-	}
 	var loaded []*Replica
-	for _, rs := range all {
-		r, err := t.load(rs)
-		if err != nil {
-			return err
+	err := t.cfg.Store.Preload(func(s store.Stored) error {
+		if s.Replica == nil {
+			return nil
 		}
+		r, err := t.load(s)
 		if r != nil {
 			loaded = append(loaded, r)
 		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("load replicas: %w", err)
 	}
 	for _, r := range loaded {
 		// Who is alone need not wait for an election timeout.
@@ -137,21 +149,16 @@ func (t *Table) Start(h *multiraft.Host) error {
 
 // load enters a stored replica into the table. One that applied its own
 // removal, or that a tombstone forbids, is finished off: a crash came between.
-func (t *Table) load(rs *store.ReplicaState) (*Replica, error) {
-	id := ids.RangeID(rs.Descriptor.GetRangeId())
-	next, err := t.cfg.Store.Log().Tombstone(id)
-	if err != nil {
-		return nil, fmt.Errorf("load %v: %w", id, err)
-	}
+func (t *Table) load(stored store.Stored) (*Replica, error) {
+	id, rs, next := stored.Range, stored.Replica, stored.Tombstone
 	if replicaOf(rs.Descriptor, rs.Replica) == nil {
 		next = max(next, ids.ReplicaID(rs.Descriptor.GetNextReplicaId()))
 	}
 	if rs.Replica < next {
 		return nil, t.erase(id, next, rs.Descriptor)
 	}
-	if rs.Applied == nil {
-		return nil, fmt.Errorf("load %v: descriptor without applied state", id)
-	}
+	t.shared.share(rs.Descriptor)
+	rs.Applied.Conf = t.shared.conf(rs.Applied.GetConf()).stored
 	r := newReplica(t, id, rs.Replica, newState(rs))
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -26,6 +26,9 @@ type write struct {
 	oneUndo  [1]undo // room for undo
 	attached []*write
 	resp     kv.Response
+
+	announced []*stripe  // see inflight.go
+	oneStripe [1]*stripe // room for announced
 }
 
 // hint says when the ops were looked up on disk, away from the shard.
@@ -185,6 +188,7 @@ func (w *write) aborted() { w.answer(w.r.notLeader(false)) }
 
 // end releases the latches and answers; nothing was proposed.
 func (w *write) end(resp *kv.Response) {
+	w.retract()
 	w.r.latches.release(&w.hold)
 	w.answer(resp)
 }
@@ -202,6 +206,7 @@ func (w *write) answer(resp *kv.Response) {
 // finished ends a write that was evaluated, and the retries that came while it
 // was in flight.
 func (w *write) finished(v verdict) {
+	w.retract() // before the answer: who has it may read at once
 	for _, a := range w.attached {
 		resp := *w.outcome(v) // a copy: each has an ID of its own
 		a.answer(&resp)

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/multiraft"
+	"github.com/flotilla-kv/flotilla/support"
 )
 
 func stampOf(ts hlc.Timestamp) func() hlc.Timestamp {
@@ -144,6 +146,43 @@ func TestDataOfLargeFramesDoesNotHoldTheFrame(t *testing.T) {
 	}
 }
 
+func TestAPartThatIsZeroCostsNothing(t *testing.T) {
+	t.Parallel()
+	size := func(m multiraft.Message) int {
+		b, err := appendMessage(nil, &m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(b)
+	}
+	r := &raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum()}
+	bare := size(multiraft.Message{Range: 1, Raft: r})
+	acked := size(multiraft.Message{Range: 1, Raft: r, Epoch: 3<<32 | 4})
+	if bare != 5 || acked != bare+2 {
+		t.Fatalf("an answer takes %d bytes, with its epoch %d, want 5 and 7", bare, acked)
+	}
+}
+
+func TestMalformedPartsAreRefused(t *testing.T) {
+	t.Parallel()
+	huge := []byte{0xff, 0xff, 0xff, 0xff, 0x1f} // above 32 bits
+	for name, body := range map[string][]byte{
+		"an unknown part":              {1, 1 << 7},
+		"an epoch without its count":   {1, partEpoch, 3},
+		"a life above 32 bits":         append([]byte{1, partEpoch}, append(huge, 1)...),
+		"a count above 32 bits":        append([]byte{1, partEpoch, 1}, huge...),
+		"a departure without its term": {1, partLeft, 3},
+		"a question without its term":  {1, partAsk},
+		"a term of more bytes than 64 bits": append([]byte{1, partAsk},
+			bytes.Repeat([]byte{0xff}, 11)...),
+	} {
+		payload := append([]byte{1, 0, 0, 0}, body...)
+		if _, err := decodeMessages(payload); !errors.Is(err, errCorrupt) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	for range 20 {
@@ -183,6 +222,19 @@ func randomMessage(rng *rand.Rand) multiraft.Message {
 	if rng.IntN(5) == 0 {
 		m.Gone = 9
 		return m
+	}
+	if rng.IntN(5) == 0 {
+		m.Left = multiraft.Departure{
+			Replica: ids.ReplicaID(rng.Uint64() >> rng.IntN(64)),
+			Term:    ids.Term(rng.Uint64() >> rng.IntN(64)),
+		}
+		return m
+	}
+	if rng.IntN(3) == 0 {
+		m.Epoch = support.Epoch(rng.Uint64() >> rng.IntN(64))
+	}
+	if rng.IntN(3) == 0 {
+		m.Ask = ids.Term(rng.Uint64() >> rng.IntN(64))
 	}
 	r := &raftpb.Message{}
 	m.Raft = r

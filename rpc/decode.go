@@ -3,12 +3,14 @@ package rpc
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/multiraft"
+	"github.com/flotilla-kv/flotilla/support"
 )
 
 // aliasBelow is the size of frame up to which decoded data aliases it. Above,
@@ -142,9 +144,28 @@ func (r *reader) message(m *multiraft.Message) {
 	if parts&partGone != 0 {
 		m.Gone = ids.ReplicaID(r.uvarint("gone replica id"))
 	}
+	if parts&partEpoch != 0 {
+		m.Epoch = r.epoch()
+	}
+	if parts&partLeft != 0 {
+		m.Left.Replica = ids.ReplicaID(r.uvarint("departed replica id"))
+		m.Left.Term = ids.Term(r.uvarint("departed term"))
+	}
+	if parts&partAsk != 0 {
+		m.Ask = ids.Term(r.uvarint("asked term"))
+	}
 	if parts&partRaft != 0 {
 		m.Raft = r.raft()
 	}
+}
+
+func (r *reader) epoch() support.Epoch {
+	life, count := r.uvarint("epoch"), r.uvarint("epoch")
+	if life > math.MaxUint32 || count > math.MaxUint32 {
+		r.fail("epoch")
+		return 0
+	}
+	return support.Epoch(life<<32 | count)
 }
 
 func (r *reader) raft() *raftpb.Message {

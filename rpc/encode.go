@@ -3,6 +3,7 @@ package rpc
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
@@ -10,6 +11,7 @@ import (
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/multiraft"
+	"github.com/flotilla-kv/flotilla/support"
 )
 
 // Limits of a frame of raft messages. The encoder keeps them, the decoder
@@ -29,7 +31,10 @@ const (
 	partTruncate  = 1 << 1
 	partGone      = 1 << 2
 	partToLearner = 1 << 3
-	partsKnown    = 1<<4 - 1
+	partEpoch     = 1 << 4
+	partLeft      = 1 << 5
+	partAsk       = 1 << 6
+	partsKnown    = 1<<7 - 1
 )
 
 // Bits that say which fields of a raftpb.Message are present: protobuf tells an
@@ -118,7 +123,8 @@ func messageBytes(m *multiraft.Message) int {
 	return n
 }
 
-func appendMessage(buf []byte, m *multiraft.Message) ([]byte, error) {
+// messageParts says which parts a message has; a part that is zero costs nothing.
+func messageParts(m *multiraft.Message) byte {
 	var parts byte
 	if m.Raft != nil {
 		parts |= partRaft
@@ -132,6 +138,20 @@ func appendMessage(buf []byte, m *multiraft.Message) ([]byte, error) {
 	if m.ToLearner {
 		parts |= partToLearner
 	}
+	if m.Epoch != 0 {
+		parts |= partEpoch
+	}
+	if m.Left != (multiraft.Departure{}) {
+		parts |= partLeft
+	}
+	if m.Ask != 0 {
+		parts |= partAsk
+	}
+	return parts
+}
+
+func appendMessage(buf []byte, m *multiraft.Message) ([]byte, error) {
+	parts := messageParts(m)
 	buf = binary.AppendUvarint(buf, uint64(m.Range))
 	buf = append(buf, parts)
 	if m.Truncate != 0 {
@@ -140,10 +160,27 @@ func appendMessage(buf []byte, m *multiraft.Message) ([]byte, error) {
 	if m.Gone != 0 {
 		buf = binary.AppendUvarint(buf, uint64(m.Gone))
 	}
+	if parts&partEpoch != 0 {
+		buf = appendEpoch(buf, m.Epoch)
+	}
+	if parts&partLeft != 0 {
+		buf = binary.AppendUvarint(buf, uint64(m.Left.Replica))
+		buf = binary.AppendUvarint(buf, uint64(m.Left.Term))
+	}
+	if m.Ask != 0 {
+		buf = binary.AppendUvarint(buf, uint64(m.Ask))
+	}
 	if m.Raft == nil {
 		return buf, nil
 	}
 	return appendRaft(buf, m.Raft)
+}
+
+// appendEpoch encodes the two halves of an epoch, a life and a count, apart: both
+// are small numbers, and it travels with every answer to an append.
+func appendEpoch(buf []byte, e support.Epoch) []byte {
+	buf = binary.AppendUvarint(buf, uint64(e>>32))
+	return binary.AppendUvarint(buf, uint64(e&math.MaxUint32))
 }
 
 func appendRaft(buf []byte, m *raftpb.Message) ([]byte, error) {

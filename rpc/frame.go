@@ -31,6 +31,8 @@ const (
 	kindChunk    kind = 5 // a chunk of a snapshot
 	kindEnd      kind = 6 // the snapshot is complete
 	kindVerdict  kind = 7 // verdict byte, then a reason in words
+	kindRequest  kind = 8 // a request for support
+	kindGrant    kind = 9 // support granted
 )
 
 // Layout: version(1) kind(1) stamp(8) from(8) payload crc32c(4), little endian.

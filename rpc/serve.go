@@ -23,6 +23,7 @@ const (
 	serviceName    = "flotilla.Peer"
 	messagesMethod = "/" + serviceName + "/Messages"
 	snapshotMethod = "/" + serviceName + "/Snapshot"
+	supportMethod  = "/" + serviceName + "/Support"
 )
 
 func messagesStream() grpc.StreamDesc {
@@ -47,14 +48,15 @@ func snapshotStream() grpc.StreamDesc {
 type peerService interface {
 	serveMessages(s grpc.ServerStream) error
 	serveSnapshot(s grpc.ServerStream) error
+	serveSupport(s grpc.ServerStream) error
 }
 
-// Register adds the raft and snapshot stream services to a server.
+// Register adds the raft, snapshot and support stream services to a server.
 func (t *Transport) Register(s *grpc.Server) {
 	s.RegisterService(&grpc.ServiceDesc{
 		ServiceName: serviceName,
 		HandlerType: (*peerService)(nil),
-		Streams:     []grpc.StreamDesc{messagesStream(), snapshotStream()},
+		Streams:     []grpc.StreamDesc{messagesStream(), snapshotStream(), supportStream()},
 	}, t)
 }
 
@@ -77,6 +79,18 @@ func (t *Transport) protoFrame(k kind, m proto.Message) ([]byte, error) {
 // is handled. Only messages frames are excepted: the host adopts theirs, since
 // it must drop them whole when that fails.
 func (t *Transport) receive(s rawStream) (envelope, error) {
+	env, err := t.read(s)
+	if err == nil && env.kind != kindMessages {
+		err = t.adopt(env)
+	}
+	if err != nil {
+		return envelope{}, err
+	}
+	return env, nil
+}
+
+// read reads one frame and checks it; its stamp is not adopted yet.
+func (t *Transport) read(s rawStream) (envelope, error) {
 	var in framecodec.Raw
 	if err := s.RecvMsg(&in); err != nil {
 		return envelope{}, err
@@ -84,14 +98,22 @@ func (t *Transport) receive(s rawStream) (envelope, error) {
 	t.metrics.framesIn.Add(1)
 	t.metrics.bytesIn.Add(uint64(len(in.Data)))
 	env, err := openFrame(in.Data)
-	if err == nil && env.kind != kindMessages {
-		err = t.cfg.Clock.Update(env.stamp)
-	}
 	if err != nil {
 		t.metrics.rejected.Add(1)
 		return envelope{}, fmt.Errorf("receive frame: %w", err)
 	}
 	return env, nil
+}
+
+// adopt moves the clock to a frame's stamp. After an error nothing of the frame
+// may be handled: what it carries may rest on what its sender had served by then.
+func (t *Transport) adopt(env envelope) error {
+	if err := t.cfg.Clock.Update(env.stamp); err != nil {
+		t.metrics.rejected.Add(1)
+		t.cfg.Refused(env.stamp)
+		return fmt.Errorf("receive frame: %w", err)
+	}
+	return nil
 }
 
 func (t *Transport) receiveProto(s rawStream, want kind, m proto.Message) error {

@@ -16,6 +16,7 @@ import (
 	"github.com/flotilla-kv/flotilla/proto/metapb"
 	"github.com/flotilla-kv/flotilla/ranges"
 	"github.com/flotilla-kv/flotilla/store"
+	"github.com/flotilla-kv/flotilla/support"
 )
 
 // Errors that SendSnapshot's done may get (wrapped), besides those of grpc.
@@ -35,6 +36,7 @@ var (
 const (
 	DefaultSnapshotsOut           = 2
 	DefaultSnapshotBytesPerSecond = 64 << 20
+	DefaultSupportInterval        = 50 * time.Millisecond
 )
 
 // The watchdog. A peer that says nothing for silenceLimit periods is given up;
@@ -76,6 +78,16 @@ type Config struct {
 	// Pause waits for d or until ctx ends: real time, which this package does
 	// not take from the system by itself.
 	Pause func(ctx context.Context, d time.Duration)
+	// Support is this node's side of the promises between nodes; nil: none is
+	// asked for, and none is given.
+	Support *support.Table
+	// SupportInterval is between requests for support to a node that is wanted,
+	// default 50 ms.
+	SupportInterval time.Duration
+	// Refused is told of the stamp of a frame that could not be adopted, so that
+	// the durable bound can be raised at once if only that was in its way. It must
+	// not block. Frames of raft messages are Receive's to judge. nil: ignored.
+	Refused func(stamp hlc.Timestamp)
 	// Logger is where connections made and lost are logged.
 	Logger *slog.Logger
 	// SnapshotsOut is how many snapshots are sent at once, default 2.
@@ -90,6 +102,7 @@ type Transport struct {
 	cfg     Config
 	limiter *rate.Limiter
 	metrics counters
+	support supports // cfg.Support, nil if there is none
 
 	mu        sync.Mutex
 	stopped   bool
@@ -99,6 +112,7 @@ type Transport struct {
 	links     map[*link]struct{} // open streams, for the watchdog
 	controls  map[ids.NodeID]*control
 	lives     map[ids.NodeID]*atomic.Uint64 // newest life that each peer opened a stream with
+	askers    map[ids.NodeID]*asker
 
 	started      chan struct{} // something in unstarted
 	snapshotWake chan struct{} // something in snapshots
@@ -114,11 +128,17 @@ func NewTransport(cfg Config) *Transport {
 	if cfg.SnapshotBytesPerSecond <= 0 {
 		cfg.SnapshotBytesPerSecond = DefaultSnapshotBytesPerSecond
 	}
+	if cfg.SupportInterval <= 0 {
+		cfg.SupportInterval = DefaultSupportInterval
+	}
+	if cfg.Refused == nil {
+		cfg.Refused = func(hlc.Timestamp) {}
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	pace := rate.Limit(cfg.SnapshotBytesPerSecond)
-	return &Transport{
+	t := &Transport{
 		cfg:          cfg,
 		limiter:      rate.NewLimiter(pace, max(snapshotBurstBytes, cfg.SnapshotBytesPerSecond/16)),
 		peers:        make(map[ids.NodeID]*peer),
@@ -127,7 +147,12 @@ func NewTransport(cfg Config) *Transport {
 		lives:        make(map[ids.NodeID]*atomic.Uint64),
 		started:      make(chan struct{}, wakeSlots),
 		snapshotWake: make(chan struct{}, wakeSlots),
+		askers:       make(map[ids.NodeID]*asker),
 	}
+	if cfg.Support != nil {
+		t.support = cfg.Support
+	}
+	return t
 }
 
 // Run owns all senders; it blocks until ctx ends and all stopped. Inbound
@@ -135,6 +160,9 @@ func NewTransport(cfg Config) *Transport {
 func (t *Transport) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { t.watch(ctx) })
+	if t.support != nil {
+		wg.Go(func() { t.askForSupport(ctx) })
+	}
 	for range t.cfg.SnapshotsOut {
 		wg.Go(func() { t.sendSnapshots(ctx) })
 	}
@@ -294,6 +322,9 @@ type Metrics struct {
 	Dropped                 uint64 // messages that were refused or lost with a stream
 	Rejected                uint64 // frames with a bad checksum, form or stamp
 	StreamsLost             uint64 // raft streams to peers that broke
+	SupportRequestsSent     uint64
+	SupportRequestsAnswered uint64 // by this node
+	SupportStreamsLost      uint64 // support streams to peers that broke or fell silent
 	SnapshotsSent           uint64
 	SnapshotsReceived       uint64
 	SnapshotBytesOut        uint64
@@ -303,6 +334,7 @@ type counters struct {
 	framesOut, framesIn, messagesOut, messagesIn, bytesOut, bytesIn atomic.Uint64
 	dropped, rejected, streamsLost                                  atomic.Uint64
 	snapshotsSent, snapshotsReceived, snapshotBytesOut              atomic.Uint64
+	supportSent, supportAnswered, supportLost                       atomic.Uint64
 }
 
 // Metrics returns the counts; any goroutine.
@@ -313,9 +345,12 @@ func (t *Transport) Metrics() Metrics {
 		MessagesOut: c.messagesOut.Load(), MessagesIn: c.messagesIn.Load(),
 		BytesOut: c.bytesOut.Load(), BytesIn: c.bytesIn.Load(),
 		Dropped: c.dropped.Load(), Rejected: c.rejected.Load(),
-		StreamsLost:       c.streamsLost.Load(),
-		SnapshotsSent:     c.snapshotsSent.Load(),
-		SnapshotsReceived: c.snapshotsReceived.Load(),
-		SnapshotBytesOut:  c.snapshotBytesOut.Load(),
+		StreamsLost:             c.streamsLost.Load(),
+		SupportRequestsSent:     c.supportSent.Load(),
+		SupportRequestsAnswered: c.supportAnswered.Load(),
+		SupportStreamsLost:      c.supportLost.Load(),
+		SnapshotsSent:           c.snapshotsSent.Load(),
+		SnapshotsReceived:       c.snapshotsReceived.Load(),
+		SnapshotBytesOut:        c.snapshotBytesOut.Load(),
 	}
 }

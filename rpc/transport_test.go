@@ -31,18 +31,21 @@ const testQueue = 1024 // of the channels below; no story comes near it
 
 // testNode is a transport with a server on loopback and what it heard.
 type testNode struct {
-	t      *testing.T
-	id     ids.NodeID
-	clock  *hlc.Hybrid
-	tr     *Transport
-	server *grpc.Server
-	addr   string
-	got    chan multiraft.Frame
-	lost   chan ids.NodeID
-	book   *addressBook
-	hello  *metapb.Hello
-	met    func(*metapb.Hello) error
-	admit  func(*metapb.SnapshotHeader) (*ranges.Admission, error)
+	t        *testing.T
+	id       ids.NodeID
+	clock    *hlc.Hybrid
+	tr       *Transport
+	server   *grpc.Server
+	addr     string
+	got      chan multiraft.Frame
+	lost     chan ids.NodeID
+	book     *addressBook
+	hello    *metapb.Hello
+	met      func(*metapb.Hello) error
+	support  supports // nil: no support is asked for or given
+	interval time.Duration
+	refused  func(hlc.Timestamp)
+	admit    func(*metapb.SnapshotHeader) (*ranges.Admission, error)
 }
 
 type addressBook struct {
@@ -69,10 +72,11 @@ func startNode(t *testing.T, book *addressBook, id ids.NodeID, change func(*test
 	t.Helper()
 	n := &testNode{
 		t: t, id: id, book: book,
-		clock: hlc.NewHybrid(fixedClock{wall: 1000}, hlc.New(1000, 0), time.Second),
-		got:   make(chan multiraft.Frame, testQueue),
-		lost:  make(chan ids.NodeID, testQueue),
-		met:   func(*metapb.Hello) error { return nil },
+		clock:    hlc.NewHybrid(fixedClock{wall: 1000}, hlc.New(1000, 0), time.Second),
+		got:      make(chan multiraft.Frame, testQueue),
+		lost:     make(chan ids.NodeID, testQueue),
+		met:      func(*metapb.Hello) error { return nil },
+		interval: time.Millisecond,
 		hello: &metapb.Hello{
 			ProtocolMin: ProtocolMin, ProtocolMax: ProtocolMax, NodeId: uint64(id), Life: 1,
 		},
@@ -99,7 +103,12 @@ func startNode(t *testing.T, book *addressBook, id ids.NodeID, change func(*test
 		Lost:    func(p ids.NodeID) { n.lost <- p },
 		Pause:   realPause,
 		Admit:   func(h *metapb.SnapshotHeader) (*ranges.Admission, error) { return n.admit(h) },
+
+		SupportInterval: n.interval, Refused: n.refused,
 	})
+	if n.support != nil {
+		n.tr.support = n.support
+	}
 	n.serve("127.0.0.1:0")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

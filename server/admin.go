@@ -84,7 +84,11 @@ func (a *adminService) Status(
 ) (*adminpb.StatusReply, error) {
 	n := a.n
 	if r.GetLocalOnly() {
-		return n.localStatus(), nil
+		reply := n.localStatus()
+		if r.GetSupport() {
+			reply.Nodes[0].Support = n.supportStatus()
+		}
+		return reply, nil
 	}
 	reply, err := n.driverStatus(ctx, r)
 	if passedOn(ctx) {
@@ -105,9 +109,11 @@ func (a *adminService) Status(
 	if err != nil {
 		reply = n.localStatus()
 		reply.Problems = append(reply.Problems, "placement does not answer: "+err.Error())
-		return reply, nil
 	}
 	reply.AnsweredBy, reply.Ready = uint64(n.self), n.ready.Load()
+	if r.GetSupport() {
+		n.addSupport(ctx, reply)
+	}
 	return reply, nil
 }
 
@@ -143,12 +149,18 @@ func (n *node) localStatus() *adminpb.StatusReply {
 	return reply
 }
 
+// lookupPatience is how long a lookup waits for the driver, which may be on the
+// node whose loss made clients look up, before this node tells what it knows.
+const lookupPatience = 300 * time.Millisecond
+
 // Lookup finds the ranges that cover a span. Without placement it answers from
 // the replicas of this node, which may be only a part.
 func (a *adminService) Lookup(
 	ctx context.Context, r *adminpb.LookupRequest,
 ) (*adminpb.LookupReply, error) {
-	reply, err := fromDriver(ctx, a.n, func(
+	asking, cancel := context.WithTimeout(ctx, lookupPatience)
+	defer cancel()
+	reply, err := fromDriver(asking, a.n, func(
 		d *placement.Driver, _ time.Duration, reply func(*adminpb.LookupReply, error),
 	) {
 		reply(d.Lookup(r), nil)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -33,13 +34,16 @@ const (
 // openStore opens the store and checks that it is the expected one. Only a
 // node that may get an identity makes a store: a mistyped --data must not
 // become an empty node.
-func openStore(cfg Config) (*store.Store, error) {
+//
+// The store's own clock leaves suspend out: a disk that slept does not hang.
+func openStore(cfg Config, monotonic func() time.Duration) (*store.Store, error) {
 	st, err := store.Open(store.Options{
 		Dir:          cfg.Data,
 		Create:       cfg.Init || len(cfg.Join) > 0,
 		CacheBytes:   cfg.CacheBytes,
 		ReserveBytes: cfg.ReserveBytes,
 		Logger:       cfg.Logger,
+		Monotonic:    monotonic,
 	})
 	if err != nil {
 		return nil, err
@@ -90,7 +94,32 @@ type membership struct {
 	known   *adminpb.JoinReply // nodes and system range, as last heard
 }
 
-// boot finds out who this node is, which may take until the cluster answers.
+// boot finds out who this node is, which may take until the cluster answers, and
+// then what time it is (clockcheck.go). From the moment on at which the node knows
+// who it is until stopStarting is called it answers others that ask for the time.
+func (s *Server) boot(ctx context.Context) (*membership, error) {
+	rec := s.store.Identity().Record()
+	if rec.ClusterID != 0 {
+		s.clocks.begin(rec.ClusterID, rec.Node, rec.Bound)
+		if err := s.serveStarting(); err != nil {
+			return nil, err
+		}
+	}
+	m, err := s.identify(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.clocks.begin(m.cluster, m.node, rec.Bound)
+	if err := s.serveStarting(); err != nil {
+		return nil, err
+	}
+	if err := s.clocks.settle(ctx, m.known.GetNodes()); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// identify finds out who this node is.
 //
 // Every crash point of a new cluster: before Bootstrap has committed, the next
 // --init begins anew; after it and before the identity record, --init goes on
@@ -99,7 +128,7 @@ type membership struct {
 // record, the directory is an ordinary restarted node. Joining: the registry
 // record is written first and means nothing without the identity, which is the
 // point of no return; the cluster answers a repeated join with the same id.
-func (s *Server) boot(ctx context.Context) (*membership, error) {
+func (s *Server) identify(ctx context.Context) (*membership, error) {
 	rec := s.store.Identity().Record()
 	if rec.ClusterID != 0 {
 		known, err := loadRegistry(s.store)

@@ -22,11 +22,22 @@ const (
 	DefaultReplicationFactor = 3
 	DefaultGCWindow          = 10 * time.Minute
 	DefaultDrainTimeout      = 10 * time.Second
+	DefaultSupportDuration   = 250 * time.Millisecond
+	DefaultSupportInterval   = 50 * time.Millisecond
 
 	minRangeSize = 64 << 10
 	minCache     = 1 << 20
 	maxValue     = 16 << 20 // a value must fit an entry, an entry a frame
 	maxLocality  = 16
+
+	// A shorter promise would end at every delay of a busy machine; a longer one
+	// would keep the ranges of a dead node without a leader for as long.
+	minSupport = 50 * time.Millisecond
+	maxSupport = 10 * time.Second
+	// minSupportInterval keeps requests from costing more than what they replace.
+	minSupportInterval = 5 * time.Millisecond
+	// requestsPerSupport: of so many requests in a row one may be late or lost.
+	requestsPerSupport = 3
 )
 
 // Config is everything that can be set about a node. Zero values mean the
@@ -55,6 +66,8 @@ type Config struct {
 	RangeSize     int64 // ranges above it are split; bytes, default 64 MiB
 	MaxValueBytes int   // larger values are refused; default 8 MiB
 	CacheBytes    int64 // block cache; default 256 MiB
+	RowCacheBytes int64 // cache of hot rows; 0: none
+	QuorumReads   bool  // every read asks a quorum, to measure what leases save
 	ReserveBytes  int64 // disk kept free; 0: the store's default
 	Shards        int   // workers that drive the raft groups; 0: one per two cores
 	ReadWorkers   int   // goroutines that run reads; default GOMAXPROCS
@@ -62,6 +75,14 @@ type Config struct {
 	ReplicationFactor int
 	GCWindow          time.Duration // how long old versions are kept; default 10 minutes
 	DrainTimeout      time.Duration // how long a graceful stop hands over leaders; default 10 s
+
+	// SupportDuration is how long the other nodes promise to elect nobody in place
+	// of this node's leaders after each request; default 250 ms. When this node
+	// falls silent they begin to elect after that time, less up to one interval.
+	SupportDuration time.Duration
+	// SupportInterval is between requests; default 50 ms, at most a third of
+	// SupportDuration.
+	SupportInterval time.Duration
 
 	Logger  *slog.Logger
 	Version string // shown in status and metrics
@@ -99,6 +120,8 @@ func (c Config) WithDefaults() Config {
 	setDefault(&c.ReplicationFactor, DefaultReplicationFactor)
 	setDefault(&c.GCWindow, DefaultGCWindow)
 	setDefault(&c.DrainTimeout, DefaultDrainTimeout)
+	setDefault(&c.SupportDuration, DefaultSupportDuration)
+	setDefault(&c.SupportInterval, DefaultSupportInterval)
 	setDefault(&c.Version, "unreleased")
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -153,10 +176,19 @@ func (c Config) Validate() error {
 		"--max-value-size is %d bytes, it must lie between 1 and %d", c.MaxValueBytes, maxValue)
 	fault(c.CacheBytes >= minCache, "--cache-size is %d bytes, at least %d are needed",
 		c.CacheBytes, minCache)
+	fault(c.RowCacheBytes == 0 || c.RowCacheBytes >= minCache,
+		"--row-cache-size is %d bytes, it must be 0 or at least %d", c.RowCacheBytes, minCache)
 	fault(c.ReplicationFactor > 0 && c.ReplicationFactor%2 == 1,
 		"--replication is %d, it must be odd", c.ReplicationFactor)
 	fault(c.GCWindow > 0, "--gc-window is %v, it must be positive", c.GCWindow)
 	fault(c.DrainTimeout > 0, "--drain-timeout is %v, it must be positive", c.DrainTimeout)
+	fault(c.SupportDuration >= minSupport && c.SupportDuration <= maxSupport,
+		"--support-duration is %v, it must lie between %v and %v",
+		c.SupportDuration, minSupport, maxSupport)
+	fault(c.SupportInterval >= minSupportInterval &&
+		c.SupportInterval*requestsPerSupport <= c.SupportDuration,
+		"--support-interval is %v, it must lie between %v and a third of --support-duration, %v",
+		c.SupportInterval, minSupportInterval, c.SupportDuration/requestsPerSupport)
 	fault(c.Shards >= 0, "--shards is %d, it must not be negative", c.Shards)
 	fault(c.ReadWorkers > 0, "--read-workers is %d, at least 1 is needed", c.ReadWorkers)
 	return errors.Join(faults...)

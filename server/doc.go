@@ -6,9 +6,10 @@
 // New validates the configuration, opens the ports and the store, and refuses
 // what cannot work, in one line that names the thing and the remedy. Run then
 // learns who this node is (boot.go: from its records, by making a cluster, or by
-// asking one), wires the parts (node.go) and runs them all in one errgroup:
-// node.run reads as the table of contents of the system. The first part that
-// fails ends the others and the process.
+// asking one) and what time it is (clockcheck.go: from most of the other nodes),
+// wires the parts (node.go) and runs them all in one errgroup: node.run reads as
+// the table of contents of the system. The first part that fails ends the others
+// and the process.
 //
 // # Rules kept here
 //
@@ -16,7 +17,10 @@
 //     confirmed on disk before the clock may use it (bound.go), and once before
 //     the first frame.
 //   - A restart begins at the larger of the wall clock and the durable bound, so
-//     that it never issues a timestamp twice.
+//     that it never issues a timestamp twice. A clean stop seals the clock and
+//     records where it ended (bound.go).
+//   - No bound is extended by a clock that was not compared with the others':
+//     what a wrong clock has made durable cannot be taken back.
 //   - Only Init creates a cluster; joining never does. The cluster becomes real
 //     at one point, the fsynced identity record, after the ranges are on disk;
 //     a crash before it leaves a directory that only Init may continue.
@@ -28,7 +32,8 @@
 //
 // # Goroutines
 //
-// Per node: what multiraft.Host and rpc.Transport run, the clock bound, the
+// Per node: what multiraft.Host and rpc.Transport run, the clock bound, the one
+// that compares the time, the one that ends promises of support when their time has come (support.go), the
 // driver, the reporter, the range id refill, maintenance, the read pool, HTTP,
 // gRPC and the one that waits for the end. Per client stream: its reader (grpc's
 // handler) and its writer. Nothing starts in a constructor.

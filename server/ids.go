@@ -9,11 +9,12 @@ import (
 )
 
 // Blocks of range ids. A block is fetched when fewer than lowIDs are left, so
-// that splits go on for a while when placement is away; ids left over at a
-// restart are never used, which costs nothing: there are 2^64.
+// that splits go on for a while when placement is away, and that a node which
+// splits a thousand times a second has half a second for the next block. Ids left
+// over at a restart are never used, which costs nothing: there are 2^64.
 const (
-	idBlock     = 128
-	lowIDs      = 64
+	idBlock     = 1024
+	lowIDs      = 512
 	maxIDBlocks = 4 // a driver may hand out small blocks; more are not asked for
 	idRetry     = 500 * time.Millisecond
 )

@@ -20,6 +20,7 @@ import (
 	"github.com/flotilla-kv/flotilla/proto/framecodec"
 	"github.com/flotilla-kv/flotilla/proto/kv"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
+	"github.com/flotilla-kv/flotilla/ranges"
 	"github.com/flotilla-kv/flotilla/rpc"
 )
 
@@ -47,12 +48,13 @@ const (
 // kvService is the door for clients: one bidirectional stream per client and
 // node, frames of requests one way, of responses the other.
 type kvService struct {
-	submit  func(*kv.Request, func(*kv.Response))
+	submit  func([]ranges.Call) // Table.SubmitBatch
 	clock   *hlc.Hybrid
 	heard   func(hlc.Timestamp) // told of stamps that were not adopted
 	hello   func() *metapb.Hello
 	self    ids.NodeID
 	cluster uint64
+	leaving chan struct{} // closed when clients are to go; see drain.go
 	metrics kvMetrics
 }
 
@@ -79,6 +81,7 @@ type kvStream struct {
 	ctx    context.Context
 	answer chan struct{} // something in out
 	room   chan struct{} // something was sent
+	batch  []ranges.Call // the reader's, for reuse
 
 	mu       sync.Mutex
 	out      []answered
@@ -103,11 +106,16 @@ type pending struct {
 
 // serve runs one stream until the client ends it or it breaks.
 func (k *kvService) serve(s grpc.ServerStream) error {
+	k.metrics.streams.Add(1) // before the look: either leave sees this one, or it sees leave
+	defer k.metrics.streams.Add(-1)
+	select {
+	case <-k.leaving:
+		return status.Error(codes.Unavailable, "the node stops")
+	default:
+	}
 	if err := k.greet(s); err != nil {
 		return err
 	}
-	k.metrics.streams.Add(1)
-	defer k.metrics.streams.Add(-1)
 	ctx, cancel := context.WithCancel(s.Context())
 	c := &kvStream{
 		k: k, s: s, ctx: ctx,
@@ -198,21 +206,39 @@ func (c *kvStream) read() error {
 		default:
 			return status.Errorf(codes.InvalidArgument, "frame of kind %d from a client", f.Kind)
 		}
-		calls := make([]pending, len(f.Requests))
-		began := time.Now()
-		for i := range f.Requests {
-			req := &f.Requests[i]
-			calls[i] = pending{stream: c, request: req, weight: weight(req), began: began}
+		if err := c.submit(&f, refusal); err != nil {
+			return err
+		}
+	}
+}
+
+// submit hands the requests of a frame over together: its gets share one look at
+// the clock and one iterator.
+func (c *kvStream) submit(f *kv.Frame, refusal error) error {
+	calls := make([]pending, len(f.Requests))
+	began := time.Now()
+	batch := c.batch[:0]
+	for i := range f.Requests {
+		req := &f.Requests[i]
+		calls[i] = pending{stream: c, request: req, weight: weight(req), began: began}
+		if !c.enter(calls[i].weight) {
+			// What is to make room may be in this very batch.
+			c.k.submit(batch)
+			batch = batch[:0]
 			if err := c.admit(calls[i].weight); err != nil {
 				return err
 			}
-			if bad := refuse(req, refusal); bad != nil {
-				calls[i].done(bad)
-				continue
-			}
-			c.k.submit(req, calls[i].done)
 		}
+		if bad := refuse(req, refusal); bad != nil {
+			calls[i].done(bad)
+			continue
+		}
+		batch = append(batch, ranges.Call{Request: req, Done: calls[i].done})
 	}
+	c.k.submit(batch)
+	clear(batch)
+	c.batch = batch
+	return nil
 }
 
 // weight foresees what a request and its answer hold of memory.
@@ -231,24 +257,29 @@ func weight(r *kv.Request) int {
 	return n
 }
 
-// admit waits until the bounds have room for one more request. One that is
-// above the bound by itself passes when it is alone.
+// enter counts one more request if the bounds have room for it. One that is above
+// the bound by itself passes when it is alone.
+func (c *kvStream) enter(weight int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.requests > 0 && (c.requests >= maxStreamRequests || c.bytes+weight > maxStreamBytes) {
+		return false
+	}
+	c.requests++
+	c.bytes += weight
+	return true
+}
+
+// admit waits until there is room.
 func (c *kvStream) admit(weight int) error {
-	for {
-		c.mu.Lock()
-		if c.requests == 0 || c.requests < maxStreamRequests && c.bytes+weight <= maxStreamBytes {
-			c.requests++
-			c.bytes += weight
-			c.mu.Unlock()
-			return nil
-		}
-		c.mu.Unlock()
+	for !c.enter(weight) {
 		select {
 		case <-c.room:
 		case <-c.ctx.Done():
 			return status.FromContextError(c.ctx.Err()).Err()
 		}
 	}
+	return nil
 }
 
 // done takes a response; any goroutine, a shard included, so it never blocks.
@@ -273,11 +304,18 @@ func (c *kvStream) write() {
 	ticker := time.NewTicker(stampEvery)
 	defer ticker.Stop()
 	var spare []answered
-	quiet := true
+	quiet, leaving := true, c.k.leaving
 	for {
 		select {
 		case <-c.ctx.Done():
 			return
+		case <-leaving:
+			leaving = nil
+			bye := kv.AppendFrameHeader(nil, kv.FrameLeaving, c.k.clock.Peek(), 0)
+			if c.s.SendMsg(&framecodec.Raw{Data: bye}) != nil {
+				return
+			}
+			continue
 		case <-ticker.C:
 			if !quiet {
 				quiet = true

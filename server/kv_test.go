@@ -18,6 +18,7 @@ import (
 	"github.com/flotilla-kv/flotilla/proto/framecodec"
 	"github.com/flotilla-kv/flotilla/proto/kv"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
+	"github.com/flotilla-kv/flotilla/ranges"
 	"github.com/flotilla-kv/flotilla/rpc"
 )
 
@@ -38,6 +39,12 @@ type fakeTable struct {
 type heldRequest struct {
 	req  *kv.Request
 	done func(*kv.Response)
+}
+
+func (f *fakeTable) submitAll(calls []ranges.Call) {
+	for _, c := range calls {
+		f.submit(c.Request, c.Done)
+	}
 }
 
 func (f *fakeTable) submit(r *kv.Request, done func(*kv.Response)) {
@@ -62,6 +69,7 @@ func (f *fakeTable) release() []heldRequest {
 // door is a served kvService and one stream to it.
 type door struct {
 	t     testing.TB
+	k     *kvService
 	table *fakeTable
 	clock *hlc.Hybrid
 	s     grpc.ClientStream
@@ -75,10 +83,12 @@ func openDoor(t testing.TB, hello *metapb.Hello) (*door, error) {
 	d.clock = hlc.NewHybrid(stillClock{wall: 1000}, hlc.New(1000, 0), time.Second)
 	d.clock.SetBound(hlc.New(5000, 0))
 	k := &kvService{
-		submit: d.table.submit, clock: d.clock, self: 3, cluster: 9,
-		heard: func(ts hlc.Timestamp) { d.heard <- ts },
-		hello: func() *metapb.Hello { return &metapb.Hello{NodeId: 3, ClusterId: 9} },
+		submit: d.table.submitAll, clock: d.clock, self: 3, cluster: 9,
+		heard:   func(ts hlc.Timestamp) { d.heard <- ts },
+		hello:   func() *metapb.Hello { return &metapb.Hello{NodeId: 3, ClusterId: 9} },
+		leaving: make(chan struct{}),
 	}
+	d.k = k
 	srv := rpc.NewServer()
 	k.register(srv)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -4,7 +4,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/flotilla-kv/flotilla/proto/kv"
+	"github.com/flotilla-kv/flotilla/rpc"
 	"github.com/flotilla-kv/flotilla/store"
+	"github.com/flotilla-kv/flotilla/store/rowcache"
 )
 
 // nodeCollector reads every figure of the node when it is asked. No figure has
@@ -35,7 +37,11 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 		float64(n.clock.Peek().Wall()-c.s.clock.Wall())/1e3)
 	e.gauge("clock_step_seconds", "Step of the wall clock that this node does not follow.",
 		c.s.clock.Step().Seconds())
-	e.transport(n)
+	c.s.clocks.emitClock(e)
+	e.transport(n.transport.Metrics())
+	e.raft(n.host.Metrics())
+	e.support(n)
+	e.rowCache(n.table.RowCache())
 	e.requests(&n.kv.metrics)
 }
 
@@ -101,8 +107,16 @@ func (e emitter) store(m store.Metrics) {
 		truth(m.ReadOnly))
 }
 
-func (e emitter) transport(n *node) {
-	m := n.transport.Metrics()
+func (e emitter) rowCache(s rowcache.Stats) {
+	e.total("row_cache_hits", "Gets answered by the cache of hot rows.", s.Hits)
+	e.total("row_cache_misses", "Gets that it could not answer.", s.Misses)
+	e.total("row_cache_stale", "Of these, because the row had been written since.", s.Stale)
+	e.total("row_cache_ahead", "Of these, because the row is above the reader's timestamp.",
+		s.Ahead)
+	e.gauge("row_cache_bytes", "Bytes of hot rows kept.", float64(s.Bytes))
+}
+
+func (e emitter) transport(m rpc.Metrics) {
 	e.total("raft_frames_sent", "Frames sent to peers.", m.FramesOut)
 	e.total("raft_frames_received", "Frames received from peers.", m.FramesIn)
 	e.total("raft_messages_sent", "Raft messages sent.", m.MessagesOut)
@@ -112,6 +126,11 @@ func (e emitter) transport(n *node) {
 	e.total("raft_received_bytes", "Bytes of frames received from peers.", m.BytesIn)
 	e.total("raft_frames_rejected", "Frames with a bad checksum, form or stamp.", m.Rejected)
 	e.total("raft_streams_lost", "Raft streams to peers that broke.", m.StreamsLost)
+	e.total("support_requests_sent", "Requests for support sent.", m.SupportRequestsSent)
+	e.total("support_requests_answered", "Requests for support answered.",
+		m.SupportRequestsAnswered)
+	e.total("support_streams_lost", "Support streams that broke or fell silent.",
+		m.SupportStreamsLost)
 	e.total("snapshots_sent", "Snapshots that their receivers took.", m.SnapshotsSent)
 	e.total("snapshots_received", "Snapshots taken from peers.", m.SnapshotsReceived)
 	e.total("snapshot_sent_bytes", "Bytes of snapshots sent.", m.SnapshotBytesOut)

@@ -22,15 +22,12 @@ import (
 	"github.com/flotilla-kv/flotilla/ranges"
 	"github.com/flotilla-kv/flotilla/rpc"
 	"github.com/flotilla-kv/flotilla/store"
+	"github.com/flotilla-kv/flotilla/support"
 )
 
 const (
 	maintainEvery = time.Second
 	diskEvery     = 2 * time.Second
-	drainEvery    = 100 * time.Millisecond
-	// drainPatience is how many rounds without progress end a drain early:
-	// leaders that nobody can take over are not waited for.
-	drainPatience = 30
 )
 
 // node is a booted node: all parts, wired.
@@ -47,6 +44,7 @@ type node struct {
 	host      *multiraft.Host
 	table     *ranges.Table
 	transport *rpc.Transport
+	support   *support.Table
 	registry  *registry
 	driver    *driverOwner
 	reporter  *reporter
@@ -83,11 +81,15 @@ func newNode(s *Server, m *membership) (*node, error) {
 	n.table, err = ranges.New(ranges.Config{
 		Node: n.self, Store: n.store, Clock: n.clock, Physical: phys,
 		RangeSize: n.cfg.RangeSize, MaxValueBytes: n.cfg.MaxValueBytes, GCWindow: n.cfg.GCWindow,
+		RowCacheBytes: n.cfg.RowCacheBytes, QuorumReads: n.cfg.QuorumReads,
 		Logger: n.cfg.Logger, Execute: n.reads.execute,
 		NextRangeID: n.ids.next, OnFact: n.reporter.fact,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up the ranges: %w", err)
+	}
+	if n.support, err = n.newSupport(phys); err != nil {
+		return nil, err
 	}
 	n.transport = rpc.NewTransport(rpc.Config{
 		Self: n.self, Clock: n.clock, Hello: n.hello, Met: n.met, Resolve: n.registry.resolve,
@@ -99,10 +101,13 @@ func newNode(s *Server, m *membership) (*node, error) {
 		Admit:  n.table.AdmitSnapshot,
 		Pause:  pause,
 		Logger: n.cfg.Logger,
+
+		Support: n.support, SupportInterval: n.cfg.SupportInterval, Refused: n.bound.heard,
 	})
 	n.host, err = multiraft.NewHost(multiraft.Config{
 		Node: n.self, Store: n.store, Clock: n.clock, Transport: n.transport,
-		Shards: n.cfg.Shards, Logger: n.cfg.Logger, Gone: n.table.Gone, OnGone: n.table.OnGone,
+		Support: n.support, Shards: n.cfg.Shards, Logger: n.cfg.Logger,
+		Gone: n.table.Gone, OnGone: n.table.OnGone,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up the raft groups: %w", err)
@@ -129,10 +134,13 @@ func (n *node) wireDriver(phys hlc.Clock) {
 
 func (n *node) wireServices() {
 	n.kv = &kvService{
-		submit: n.table.Submit, clock: n.clock, heard: n.bound.heard, hello: n.hello,
-		self: n.self, cluster: n.cluster,
+		submit: n.table.SubmitBatch, clock: n.clock, heard: n.bound.heard, hello: n.hello,
+		self: n.self, cluster: n.cluster, leaving: make(chan struct{}),
 	}
-	n.grpc = rpc.NewServer(grpc.UnaryInterceptor(rpc.StampServer(n.clock, n.cluster)))
+	n.grpc = rpc.NewServer(
+		grpc.UnaryInterceptor(rpc.StampServer(n.clock, n.cluster)),
+		// The store closes after the server: no handler may still read.
+		grpc.WaitForHandlers(true))
 	n.transport.Register(n.grpc)
 	n.kv.register(n.grpc)
 	adminpb.RegisterAdminServer(n.grpc, &adminService{n: n})
@@ -146,6 +154,7 @@ func (n *node) wireServices() {
 // stream or one request starts here. When ctx ends the node drains, then
 // everything stops; when a part fails everything stops at once.
 func (n *node) run(ctx context.Context) error {
+	defer n.table.Close()
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, all := errgroup.WithContext(inner)
@@ -158,15 +167,19 @@ func (n *node) run(ctx context.Context) error {
 			return nil
 		})
 	}
-	part("clock bound", n.bound.run)   // keeps the durable bound ahead of the clock
-	part("raft groups", n.host.Run)    // shard workers, sync waiters, ticker
-	part("transport", n.transport.Run) // a sender per peer, snapshot senders
-	part("reads", n.reads.run)         // the pool that runs reads
-	part("placement", n.driver.run)    // owns the driver
-	part("reports", n.reporter.run)    // facts up, orders down
-	part("range ids", n.ids.run)       // refills the stock of range ids
-	part("maintenance", n.maintain)    // what time drives in ranges
-	part("disk", n.watchDisk)          // free space, read-only mode
+	part("clock bound", n.bound.run)               // keeps the durable bound ahead of the clock
+	part("raft groups", n.host.Run)                // shard workers, sync waiters, ticker
+	part("transport", n.transport.Run)             // a sender per peer, snapshot senders
+	part("support", n.expireSupport)               // withdraws promises when their time has come
+	part("time", func(ctx context.Context) error { // agrees on it with the others
+		return n.s.clocks.run(ctx, n.clock, n.registry.list)
+	})
+	part("reads", n.reads.run)      // the pool that runs reads
+	part("placement", n.driver.run) // owns the driver
+	part("reports", n.reporter.run) // facts up, orders down
+	part("range ids", n.ids.run)    // refills the stock of range ids
+	part("maintenance", n.maintain) // what time drives in ranges
+	part("disk", n.watchDisk)       // free space, read-only mode
 	part("serve", func(context.Context) error { return n.serve(n.s.bounded(n.s.grpcLn, n.s.connections)) })
 	part("stop", func(all context.Context) error { // hands over, then ends the others
 		select {
@@ -218,35 +231,6 @@ func (n *node) watchDisk(ctx context.Context) error {
 	}
 	check()
 	return every(ctx, diskEvery, check)
-}
-
-// drain hands leadership to others, so that a planned stop costs nobody an
-// election timeout.
-func (n *node) drain(ctx context.Context) {
-	n.draining.Store(true)
-	n.health.Shutdown()
-	ctx, cancel := context.WithTimeout(ctx, n.cfg.DrainTimeout)
-	defer cancel()
-	if len(n.registry.list()) < 2 {
-		return // nobody to hand over to
-	}
-	least, idle := -1, 0
-	for ctx.Err() == nil {
-		left := n.table.TransferAway()
-		switch {
-		case left == 0:
-			return
-		case least < 0 || left < least:
-			least, idle = left, 0
-		default:
-			idle++
-		}
-		if idle == drainPatience {
-			break
-		}
-		pause(ctx, drainEvery)
-	}
-	n.cfg.Logger.Warn("stopping while still leading", "count", least)
 }
 
 // hello is what this node says when a stream opens.

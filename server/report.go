@@ -25,8 +25,10 @@ const (
 	heartbeatEvery = time.Second
 	startingEvery  = 200 * time.Millisecond // heartbeats until placement knows this node
 	reportTimeout  = 2 * time.Second
-	// maxFactsPerReport bounds a report by change; the rest goes with the next.
+	// maxFactsPerReport and maxReportKeyBytes bound the facts of a report; the
+	// rest goes with the next. Keys are the part of a fact that may be large.
 	maxFactsPerReport = 8192
+	maxReportKeyBytes = 4 << 20
 	// maxDriverTries bounds the nodes asked for the driver in one round.
 	maxDriverTries = 8
 	// seedEvery is how often --join is asked while no known node answers.
@@ -41,7 +43,9 @@ type reporter struct {
 	dirty map[ids.RangeID]*metapb.RangeFact // newest fact of each range; at most one a range
 
 	// The rest belongs to run.
-	full     bool // the next report has everything
+	full     bool // everything is to be told
+	parts    parts
+	draining bool // has been told
 	lastSent time.Time
 	lastSeed time.Time
 }
@@ -68,11 +72,58 @@ func (r *reporter) take() []*metapb.RangeFact {
 	slices.SortFunc(facts, func(a, b *metapb.RangeFact) int {
 		return cmp.Compare(a.GetDescriptor_().GetRangeId(), b.GetDescriptor_().GetRangeId())
 	})
-	facts = facts[:min(len(facts), maxFactsPerReport)]
+	facts = facts[:fitting(facts)]
 	for _, f := range facts {
 		delete(r.dirty, ids.RangeID(f.GetDescriptor_().GetRangeId()))
 	}
 	return facts
+}
+
+// fitting is how many of the facts go into one report, at least one of some.
+func fitting(facts []*metapb.RangeFact) int {
+	bytes := 0
+	for i, f := range facts {
+		bytes += len(f.GetDescriptor_().GetStart()) + len(f.GetDescriptor_().GetEnd())
+		if i == maxFactsPerReport || i > 0 && bytes > maxReportKeyBytes {
+			return i
+		}
+	}
+	return len(facts)
+}
+
+// parts cut a full report into messages of a bounded size.
+type parts struct {
+	next uint32              // the part that is sent next
+	rest []*metapb.RangeFact // what is left to send; nothing before part 0
+}
+
+// fill makes r the next part; all is asked for the facts at the first one.
+func (p *parts) fill(r *metapb.NodeReport, all func() []*metapb.RangeFact) {
+	if p.next == 0 {
+		p.rest = all()
+	}
+	r.Full, r.Part, r.Facts = true, p.next, p.rest[:fitting(p.rest)]
+	r.More = len(r.Facts) < len(p.rest)
+}
+
+// sent goes on after r was answered, and begins anew after the last part or if
+// r was lost: whether it arrived is not known then.
+func (p *parts) sent(r *metapb.NodeReport, answered bool) {
+	if !answered || !r.GetMore() {
+		*p = parts{}
+		return
+	}
+	p.next, p.rest = p.next+1, p.rest[len(r.GetFacts()):]
+}
+
+// takeAll returns what this node leads, which makes up for all that has changed.
+// What changed is forgotten first: a fact that is older than the full report must
+// not follow it.
+func (r *reporter) takeAll() []*metapb.RangeFact {
+	r.mu.Lock()
+	clear(r.dirty)
+	r.mu.Unlock()
+	return r.n.table.Facts()
 }
 
 // putBack keeps facts of a report that did not arrive, unless newer ones came.
@@ -94,7 +145,8 @@ func (r *reporter) due() bool {
 	if !r.n.ready.Load() {
 		wait = startingEvery
 	}
-	return len(r.dirty) > 0 || time.Since(r.lastSent) >= wait
+	return len(r.dirty) > 0 || r.parts.next > 0 || r.draining != r.n.draining.Load() ||
+		time.Since(r.lastSent) >= wait
 }
 
 // run reports until ctx ends.
@@ -115,6 +167,7 @@ func (r *reporter) round(ctx context.Context) {
 		if !report.Full {
 			r.putBack(report.Facts)
 		}
+		r.parts.sent(report, false)
 		if ctx.Err() != nil {
 			return
 		}
@@ -125,7 +178,9 @@ func (r *reporter) round(ctx context.Context) {
 		r.askSeeds(ctx)
 		return
 	}
-	r.full = reply.GetWantFull()
+	r.parts.sent(report, true)
+	// A driver that has not heard every part of a full report wants another.
+	r.full = report.More || reply.GetWantFull()
 	r.n.learn(reply.GetNodes(), reply.GetSystemRange())
 	for _, o := range reply.GetOrders() {
 		r.n.order(o)
@@ -139,17 +194,17 @@ func (r *reporter) compose() *metapb.NodeReport {
 	n := r.n
 	replicas, leaders := n.table.Counts()
 	report := &metapb.NodeReport{
-		Node: n.s.descriptor(n.self), Full: r.full,
+		Node:      n.s.descriptor(n.self),
 		DiskBytes: n.diskTotal.Load(), DiskFreeBytes: n.diskFree.Load(),
 		Replicas: uint32(replicas), Leaders: uint32(leaders),
 		ReadOnly: n.store.ReadOnly(), Draining: n.draining.Load(),
 		Version: n.cfg.Version, UptimeSeconds: time.Since(n.s.began).Seconds(),
 	}
-	// What changed is taken first: a fact that is older than the full report
-	// must not follow it.
-	report.Facts = r.take()
+	r.draining = report.Draining
 	if r.full {
-		report.Facts = n.table.Facts()
+		r.parts.fill(report, r.takeAll)
+	} else {
+		report.Facts = r.take()
 	}
 	return report
 }

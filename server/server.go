@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -31,8 +30,11 @@ type Server struct {
 	httpLn      net.Listener
 	advertise   string
 	clock       *osclock.Clock
+	clocks      *clockKeeper
 	notice      *notices
 	node        atomic.Pointer[node] // nil until booted
+
+	stopStarting func() // ends serveStarting; nil if that was not called
 }
 
 // New validates the configuration, opens the ports and then the store, and
@@ -44,6 +46,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("invalid configuration: %w", err)
 	}
 	s.clock = osclock.New()
+	s.clocks = newClockKeeper(s, s.clock)
 	s.notice = &notices{out: s.cfg.Notice}
 	var err error
 	if s.connections, err = connectionLimit(); err != nil {
@@ -56,7 +59,8 @@ func New(cfg Config) (*Server, error) {
 		s.closePorts()
 		return nil, err
 	}
-	if s.store, err = openStore(s.cfg); err != nil {
+	monotonic := func() time.Duration { return time.Since(s.began) }
+	if s.store, err = openStore(s.cfg, monotonic); err != nil {
 		s.closePorts()
 		return nil, err
 	}
@@ -138,6 +142,11 @@ func (s *Server) Run(ctx context.Context) error {
 
 func (s *Server) runNode(ctx context.Context) error {
 	m, err := s.boot(ctx)
+	defer func() {
+		if s.stopStarting != nil {
+			s.stopStarting()
+		}
+	}()
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil // stopped while it waited
@@ -149,29 +158,18 @@ func (s *Server) runNode(ctx context.Context) error {
 		return err
 	}
 	s.node.Store(n)
-	return n.run(ctx)
+	s.stopStarting()
+	if err := n.run(ctx); err != nil {
+		return err
+	}
+	return n.endBound()
 }
 
 // serveWaiting answers on the port while the node has no identity, so that
-// whoever calls learns at once that it waits. The listener is duplicated: grpc
-// closes what it serves, and the port must not be free in between.
+// whoever calls learns at once that it waits.
 func (s *Server) serveWaiting() (stop func(), err error) {
-	file, err := s.grpcLn.(*net.TCPListener).File()
-	if err != nil {
-		return nil, fmt.Errorf("duplicate the listener: %w", err)
-	}
-	defer file.Close()
-	ln, err := net.FileListener(file)
-	if err != nil {
-		return nil, fmt.Errorf("duplicate the listener: %w", err)
-	}
 	srv := rpc.NewServer(grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
 		return status.Error(codes.NotFound, "waits to join a cluster itself")
 	}))
-	var wg sync.WaitGroup
-	wg.Go(func() { _ = srv.Serve(s.bounded(ln, s.connections)) }) // ends with Stop
-	return func() {
-		srv.Stop()
-		wg.Wait()
-	}, nil
+	return s.serveMeanwhile(srv)
 }

@@ -53,6 +53,9 @@ type node struct {
 	id     ids.NodeID
 	addr   string
 	grpc   *grpc.Server // nil while stopped
+
+	streams map[*stream]bool // that are open
+	leaving bool
 }
 
 // Start starts a cluster of so many nodes and one range. It ends with the test.
@@ -74,7 +77,7 @@ func New(nodes int) (*Server, error) {
 		r.Clock = startOfClocks
 	}
 	for i := range nodes {
-		n := &node{server: s, id: ids.NodeID(i + 1)}
+		n := &node{server: s, id: ids.NodeID(i + 1), streams: make(map[*stream]bool)}
 		s.mu.nodes = append(s.mu.nodes, n)
 		if err := n.start("127.0.0.1:0"); err != nil {
 			s.Close()
@@ -113,6 +116,33 @@ func (s *Server) Stop(n int) {
 	s.mu.Unlock()
 	if g != nil {
 		g.Stop()
+	}
+}
+
+// Leave stops a node (from 1) as a real one stops: its clients are told to go,
+// get the answers to what they have sent, and close their streams. Move its
+// leaders before.
+func (s *Server) Leave(n int) {
+	s.mu.Lock()
+	at := s.mu.nodes[n-1]
+	at.leaving = true
+	var open []*stream
+	for st := range at.streams {
+		open = append(open, st)
+	}
+	s.mu.Unlock()
+	for _, st := range open {
+		_ = st.send(&kv.Frame{Kind: kv.FrameLeaving}) // a broken one ends by itself
+	}
+	for _, st := range open {
+		<-st.over
+	}
+	s.mu.Lock()
+	g := at.grpc
+	at.grpc = nil
+	s.mu.Unlock()
+	if g != nil {
+		g.GracefulStop() // what was answered leaves before the connections close
 	}
 }
 
@@ -166,7 +196,7 @@ func (n *node) start(addr string) error {
 	g.RegisterService(streamService(), n)
 	adminpb.RegisterAdminServer(g, &admin{node: n})
 	n.server.mu.Lock()
-	n.addr, n.grpc = listener.Addr().String(), g
+	n.addr, n.grpc, n.leaving = listener.Addr().String(), g, false
 	n.server.mu.Unlock()
 	n.server.running.Go(func() {
 		_ = g.Serve(listener) // ends when the node is stopped

@@ -3,8 +3,12 @@ package clienttest
 import (
 	"errors"
 	"fmt"
+	"io"
+	"sync"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/flotilla-kv/flotilla/internal/hlc"
@@ -37,9 +41,40 @@ func (n *node) descriptor() *metapb.NodeDescriptor {
 	return &metapb.NodeDescriptor{NodeId: uint64(n.id), Address: n.addr, StoreId: uint64(n.id)}
 }
 
+// stream is one stream of a client.
+type stream struct {
+	grpc.ServerStream
+	node *node
+	mu   sync.Mutex // guards SendMsg
+	over chan struct{}
+}
+
 // serve is one stream: a hello each way, then answers to requests.
-func (n *node) serve(stream grpc.ServerStream) error {
-	f, err := receive(stream)
+func (n *node) serve(s grpc.ServerStream) error {
+	st := &stream{ServerStream: s, node: n, over: make(chan struct{})}
+	defer close(st.over)
+	n.server.mu.Lock()
+	n.streams[st] = true
+	late := n.leaving
+	n.server.mu.Unlock()
+	defer func() {
+		n.server.mu.Lock()
+		defer n.server.mu.Unlock()
+		delete(n.streams, st)
+	}()
+	if late {
+		return status.Error(codes.Unavailable, "the node stops")
+	}
+	if err := st.greet(); err != nil {
+		return err
+	}
+	return st.serve()
+}
+
+// greet exchanges hellos.
+func (st *stream) greet() error {
+	n := st.node
+	f, err := receive(st)
 	if err != nil {
 		return err
 	}
@@ -56,16 +91,22 @@ func (n *node) serve(stream grpc.ServerStream) error {
 	if err != nil {
 		return err
 	}
-	if err := n.send(stream, &kv.Frame{Kind: kv.FrameHello, Hello: hello}); err != nil {
-		return err
-	}
+	return st.send(&kv.Frame{Kind: kv.FrameHello, Hello: hello})
+}
+
+// serve answers until the client has said all.
+func (st *stream) serve() error {
 	for {
-		if f, err = receive(stream); err != nil {
+		f, err := receive(st)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 		answers := &kv.Frame{Kind: kv.FrameResponses}
 		for i := range f.Requests {
-			r, err := n.answer(&f.Requests[i])
+			r, err := st.node.answer(&f.Requests[i])
 			if err != nil {
 				return err
 			}
@@ -73,7 +114,7 @@ func (n *node) serve(stream grpc.ServerStream) error {
 				answers.Responses = append(answers.Responses, *r)
 			}
 		}
-		if err := n.send(stream, answers); err != nil {
+		if err := st.send(answers); err != nil {
 			return err
 		}
 	}
@@ -110,15 +151,17 @@ func (n *node) answer(r *kv.Request) (*kv.Response, error) {
 }
 
 // send sends a frame with the highest clock of the cluster.
-func (n *node) send(stream grpc.ServerStream, f *kv.Frame) error {
-	s := n.server
+func (st *stream) send(f *kv.Frame) error {
+	s := st.node.server
 	s.mu.Lock()
 	f.Stamp = hlc.Timestamp(startOfClocks)
 	for _, r := range s.mu.cluster.Ranges {
 		f.Stamp = max(f.Stamp, r.Clock)
 	}
 	s.mu.Unlock()
-	return stream.SendMsg(&framecodec.Raw{Data: f.AppendTo(make([]byte, 0, f.Size()))})
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.SendMsg(&framecodec.Raw{Data: f.AppendTo(make([]byte, 0, f.Size()))})
 }
 
 func receive(stream grpc.ServerStream) (*kv.Frame, error) {

@@ -108,6 +108,9 @@ func (op *operation) trouble() string {
 	if op.page.last != "" {
 		return op.page.last
 	}
+	if g := op.page.gate; g != nil && g.probe != nil && g.probe.last != "" {
+		return g.probe.last
+	}
 	for _, l := range op.asking {
 		if l.last != "" {
 			return l.last

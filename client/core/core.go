@@ -1,7 +1,6 @@
 package core
 
 import (
-	"slices"
 	"time"
 
 	"github.com/flotilla-kv/flotilla/internal/hlc"
@@ -15,23 +14,19 @@ const (
 	DefaultBackoffMin     = 5 * time.Millisecond
 	DefaultBackoffMax     = 500 * time.Millisecond
 	DefaultAttemptTimeout = 2 * time.Second
+	DefaultPingAfter      = 100 * time.Millisecond
 
 	// StampMaxAge is how old a server's stamp may be to serve as the floor of
 	// a new write. An old floor costs the server a read of old versions and,
 	// below the garbage collection threshold, the outcome.
 	StampMaxAge = 30 * time.Second
 
-	maxLookups      = 8               // in flight; further legs queue
-	lookupRanges    = 64              // asked for per lookup: neighbours are wanted next
-	collectWindow   = 64              // timestamp requests of one call in flight
-	maxAttempts     = 8               // unanswered attempts remembered per leg
-	maxCachedRanges = 1 << 16         // in the range cache
-	shunTime        = 1 * time.Second // a node that was lost is tried last for so long
+	maxLookups      = 8       // in flight; further legs queue
+	lookupRanges    = 64      // asked for per lookup: neighbours are wanted next
+	collectWindow   = 64      // timestamp requests of one call in flight
+	maxAttempts     = 8       // unanswered attempts remembered per leg
+	maxCachedRanges = 1 << 16 // in the range cache
 )
-
-// verbPing asks a node for nothing: an unknown verb fails its request and not
-// the stream, and the answer's frame carries the stamp that a write needs.
-const verbPing kv.Verb = 0
 
 // Config configures a core.
 type Config struct {
@@ -40,12 +35,17 @@ type Config struct {
 	BackoffMin time.Duration // first pause between rounds of attempts; default 5 ms
 	BackoffMax time.Duration // longest pause; default 500 ms
 	// AttemptTimeout re-sends a request (same identity) elsewhere when a node
-	// says nothing for so long; default 2 s.
+	// that lives does not answer it for so long; default 2 s.
 	AttemptTimeout time.Duration
+	// PingAfter is after what silence a node that owes answers is asked for a
+	// sign of life; after as long again, others are asked as well. Default
+	// 100 ms.
+	PingAfter time.Duration
 }
 
 // Effects is where the core puts what is to be done. Implementations are
-// called from within the core's methods and must not call back into it.
+// called from within the core's methods and must not call back into it. They
+// may implement Resetter, too.
 type Effects interface {
 	// Send sends a request on the stream to a node (0: any known endpoint).
 	// The request is valid only during the call and must be copied; the byte
@@ -62,19 +62,21 @@ type Core struct {
 	cfg     Config
 	effects Effects
 
+	now      time.Duration // of the step that runs
 	cache    rangeCache
+	gates    gateList
+	links    map[ids.NodeID]*link
 	lookups  []*lookup // in flight, oldest first
 	queued   []*leg    // wait for a free lookup
 	attempts map[uint64]*leg
 	timers   timerHeap
-	shunned  map[ids.NodeID]time.Duration // until when
 
 	stamp   hlc.Timestamp // highest received
 	stampAt time.Duration // when it was received
 
 	nextID       uint64 // of requests and lookups
 	nextSequence uint64 // of writes
-	nextOrder    uint64 // of legs, orders equal timers
+	nextOrder    uint64 // of legs and links, orders equal timers
 
 	finished   []finishedCall
 	delivering bool
@@ -98,36 +100,48 @@ func New(cfg Config, effects Effects) *Core {
 	if cfg.AttemptTimeout <= 0 {
 		cfg.AttemptTimeout = DefaultAttemptTimeout
 	}
+	if cfg.PingAfter <= 0 {
+		cfg.PingAfter = DefaultPingAfter
+	}
 	return &Core{
 		cfg: cfg, effects: effects,
 		attempts: make(map[uint64]*leg),
-		shunned:  make(map[ids.NodeID]time.Duration),
+		links:    make(map[ids.NodeID]*link),
 	}
 }
 
 // Start begins a call. Its Done may run before Start returns.
 func (c *Core) Start(now time.Duration, call *Call) {
+	c.now = now
 	c.begin(now, call)
-	c.deliver()
+	c.finish(now)
 }
 
 // Cancel ends a call at once, with the verdict that its deadline would give.
 // It does nothing if the call is done.
 func (c *Core) Cancel(now time.Duration, call *Call) {
+	c.now = now
 	if call.op.call == call && !call.op.ended {
 		c.giveUp(&call.op)
 	}
-	c.deliver()
+	c.finish(now)
 }
 
 // Response is a node's answer to one attempt. The core takes the response.
 // Answers to attempts that nobody waits for any more are ignored.
 func (c *Core) Response(now time.Duration, from ids.NodeID, r *kv.Response) {
-	if l := c.attempts[r.ID]; l != nil {
-		delete(c.shunned, from)
+	c.now = now
+	k := c.link(from)
+	missed := k.alive(now)
+	if k.ping != 0 && k.ping == r.ID {
+		c.ponged(now, k)
+	} else if l := c.attempts[r.ID]; l != nil {
 		c.answered(now, l, from, r)
 	}
-	c.deliver()
+	if missed {
+		c.revived(now, from)
+	}
+	c.finish(now)
 }
 
 // Stamp notes a server's stamp; drivers call it for every frame, before the
@@ -141,64 +155,19 @@ func (c *Core) Stamp(now time.Duration, ts hlc.Timestamp) {
 // HighestStamp returns the highest stamp received: frames to nodes carry it.
 func (c *Core) HighestStamp() hlc.Timestamp { return c.stamp }
 
-// Lost says that a node's stream broke or could not be opened: everything sent
-// to it is retried elsewhere at once, with the same identity. What certainly
-// never left is reported by NotSent before.
-func (c *Core) Lost(now time.Duration, n ids.NodeID) {
-	c.shun(now, n)
-	var hit []uint64
-	for id, l := range c.attempts {
-		if l.attempt(id).node == n {
-			hit = append(hit, id)
-		}
-	}
-	slices.Sort(hit)
-	for _, id := range hit {
-		if l := c.attempts[id]; l != nil {
-			l.open = l.open || !l.attempt(id).ping
-			c.gone(now, l, id, "the connection broke")
-		}
-	}
-	c.deliver()
-}
-
-// NotSent says that an attempt never left this process: it is retried
-// elsewhere and leaves no doubt about the outcome.
-func (c *Core) NotSent(now time.Duration, n ids.NodeID, id uint64) {
-	if l := c.attempts[id]; l != nil && l.attempt(id).node == n {
-		c.shun(now, n)
-		c.gone(now, l, id, "cannot be reached")
-	}
-	c.deliver()
-}
-
-// gone forgets an attempt that will have no answer and, if it drove the leg,
-// tries elsewhere.
-func (c *Core) gone(now time.Duration, l *leg, id uint64, why string) {
-	n, current := l.attempt(id).node, l.current(id)
-	c.forget(l, id)
-	l.note(n, why)
-	if current {
-		c.elsewhere(now, l, n)
-	}
-}
-
-// shun makes a node the last choice for a while; hints to it are dropped.
-func (c *Core) shun(now time.Duration, n ids.NodeID) {
-	if until, ok := c.shunned[n]; !ok || until <= now {
-		c.cache.forgetLeader(n)
-	}
-	c.shunned[n] = now + shunTime
-}
-
 // Tick runs what is due. It may be called early or late.
 func (c *Core) Tick(now time.Duration) {
+	c.now = now
 	for len(c.timers) > 0 && c.timers[0].due <= now {
-		l := c.timers[0]
-		c.stopTimer(l)
-		c.timeUp(now, l)
+		a := c.timers[0]
+		c.disarm(a)
+		if a.link != nil {
+			c.watch(now, a.link, now-a.due)
+		} else {
+			c.timeUp(now, a.leg)
+		}
 	}
-	c.deliver()
+	c.finish(now)
 }
 
 // Next says when Tick has something to do (0: nothing waits).
@@ -207,6 +176,20 @@ func (c *Core) Next() time.Duration {
 		return 0
 	}
 	return max(c.timers[0].due, 1)
+}
+
+// finish ends a step: what waited at ranges that are no more goes on, and
+// verdicts are handed out.
+func (c *Core) finish(now time.Duration) {
+	for len(c.cache.orphans) > 0 {
+		g := c.cache.orphans[0]
+		c.cache.orphans = c.cache.orphans[1:]
+		if !g.closed {
+			c.release(now, g, 0)
+		}
+	}
+	c.cache.orphans = nil
+	c.deliver()
 }
 
 // deliver hands out verdicts. A Done may start or cancel calls: those verdicts

@@ -2,7 +2,6 @@ package core
 
 import (
 	"bytes"
-	"container/heap"
 	"fmt"
 	"time"
 
@@ -14,20 +13,25 @@ import (
 type legState uint8
 
 const (
-	legIdle   legState = iota
-	legLookup          // its range is being looked up
-	legSent            // an answer
-	legPaused          // the end of a pause
+	legIdle    legState = iota
+	legLookup           // its range is being looked up
+	legSent             // an answer
+	legPaused           // the end of a pause
+	legFollows          // what the probe of its range finds
 )
 
 // leg is one request of one range, with its attempts.
 type leg struct {
+	alarm
 	op    *operation
 	req   kv.Request // as sent last
-	order uint64     // of creation
 	state legState
 
+	gate       *gate // at which it waits, or of which it is the probe
+	prev, next *leg  // of those who follow there
+
 	entry    *entry    // the route of the last attempt
+	drives   uint64    // the attempt that legSent waits for
 	attempts []attempt // sent and unanswered, oldest first
 	inline   [2]attempt
 	open     bool // an attempt that is no longer in attempts may have applied, or may yet
@@ -41,16 +45,15 @@ type leg struct {
 	want    []byte // timestamp requests: the end of the piece asked for
 	probe   bool   // timestamp requests: want is not known to be in one range
 	checked bool   // atomic: the range was looked up because its keys seemed to cross
-
-	due   time.Duration // when timeUp runs
-	index int           // in the heap; -1: no timer
 }
 
 // attempt is one send of a leg.
 type attempt struct {
 	id   uint64
 	node ids.NodeID
-	ping bool // carried verbPing instead of the request
+	link *link         // of node
+	at   time.Duration // when it was sent
+	ping bool          // carried verbPing instead of the request
 
 	// The span that this attempt asked for: a later attempt may be cut
 	// otherwise, and still this one's answer may come first.
@@ -59,7 +62,8 @@ type attempt struct {
 
 func (c *Core) initLeg(l *leg, op *operation, r *kv.Request) {
 	c.nextOrder++
-	*l = leg{op: op, req: *r, order: c.nextOrder, index: -1}
+	*l = leg{op: op, req: *r}
+	l.alarm = alarm{order: c.nextOrder, index: -1, leg: l}
 	l.attempts = l.inline[:0]
 }
 
@@ -89,11 +93,8 @@ func (l *leg) attempt(id uint64) attempt {
 	return attempt{}
 }
 
-// current says whether an attempt drives the leg: it is the newest, and the leg
-// waits for it.
-func (l *leg) current(id uint64) bool {
-	return l.state == legSent && len(l.attempts) > 0 && l.attempts[len(l.attempts)-1].id == id
-}
+// current says whether an attempt drives the leg: the leg waits for it.
+func (l *leg) current(id uint64) bool { return l.state == legSent && l.drives == id }
 
 // unsettled says whether some attempt of a write may have applied, or may yet.
 func (l *leg) unsettled() bool {
@@ -116,6 +117,7 @@ func (c *Core) forget(l *leg, id uint64) {
 	delete(c.attempts, id)
 	for i, a := range l.attempts {
 		if a.id == id {
+			a.link.owed--
 			l.attempts = append(l.attempts[:i], l.attempts[i+1:]...)
 			return
 		}
@@ -126,26 +128,47 @@ func (c *Core) forget(l *leg, id uint64) {
 func (c *Core) drop(l *leg) {
 	for _, a := range l.attempts {
 		delete(c.attempts, a.id)
+		a.link.owed--
 	}
+	l.attempts = l.attempts[:0]
+	c.leaveGate(l)
 	c.leaveLookup(l)
-	c.stopTimer(l)
+	c.disarm(&l.alarm)
 	l.state = legIdle
 }
 
-// dispatch sends a leg where its range is believed to be led, or looks that up.
+// dispatch sends a leg where its range is believed to be led, lets it follow who
+// asks for that, or looks the range up.
 func (c *Core) dispatch(now time.Duration, l *leg) {
 	e := c.cache.find(l.routeKey(), l.reverse())
 	if e == nil || e.suspect {
+		if e != nil {
+			c.cache.orphan(e) // all that wait there look it up
+		}
 		c.lookup(now, l)
+		return
+	}
+	if l.gate != nil && l.gate != e.gate {
+		c.leaveGate(l)
+	}
+	if e.gate != nil && l.gate == nil {
+		c.follow(l, e.gate)
 		return
 	}
 	if !c.shape(now, l, e) {
 		return
 	}
+	if e.leader == 0 && e.gate == nil {
+		c.openGate(now, e, l)
+	}
 	l.entry = e
 	l.req.Range = ids.RangeID(e.desc.RangeId)
 	l.req.Generation = ids.Generation(e.desc.Generation)
 	n := c.target(now, l, e)
+	if l.gate != nil && c.resume(now, l, n) {
+		l.hops++
+		return
+	}
 	if !l.write() || l.req.Identity.Client != 0 {
 		c.send(now, l, n, false)
 		return
@@ -164,26 +187,29 @@ func (c *Core) dispatch(now time.Duration, l *leg) {
 }
 
 // target picks the node for the next attempt: the leader as far as known, else
-// the replicas in turn; nodes that were lost a moment ago come last.
+// the replicas in turn; nodes that are lost or suspect come last. But one that
+// is lost and still named by others is tried now and then: it may be back.
 func (c *Core) target(now time.Duration, l *leg, e *entry) ids.NodeID {
-	if e.leader != 0 && e.leader != l.avoid && !c.isShunned(now, e.leader) {
+	if e.leader != 0 && e.leader != l.avoid && c.healthy(now, e.leader) {
 		return e.leader
+	}
+	if g := l.gate; g != nil && g.blamed != 0 && g.blamed != l.avoid && e.holds(g.blamed) {
+		if k := c.link(g.blamed); !k.suspect && !k.leaving && k.redial <= now {
+			k.redial = now + redialEvery
+			return k.node
+		}
 	}
 	replicas := e.desc.Replicas
 	for pass := range 2 {
 		for range replicas {
 			n := ids.NodeID(replicas[l.turn%len(replicas)].NodeId)
 			l.turn++
-			if n != l.avoid && (pass > 0 || !c.isShunned(now, n)) {
+			if n != l.avoid && (pass > 0 || c.healthy(now, n)) {
 				return n
 			}
 		}
 	}
 	return ids.NodeID(replicas[0].NodeId)
-}
-
-func (c *Core) isShunned(now time.Duration, n ids.NodeID) bool {
-	return len(c.shunned) > 0 && c.shunned[n] > now
 }
 
 // send makes one attempt.
@@ -194,13 +220,15 @@ func (c *Core) send(now time.Duration, l *leg, n ids.NodeID, ping bool) {
 		c.forget(l, oldest.id)
 	}
 	c.nextID++
+	k := c.link(n)
 	l.attempts = append(l.attempts, attempt{
-		id: c.nextID, node: n, ping: ping, key: l.req.Key, end: l.req.End,
+		id: c.nextID, node: n, link: k, at: now, ping: ping, key: l.req.Key, end: l.req.End,
 	})
 	c.attempts[c.nextID] = l
-	l.state = legSent
+	l.state, l.drives = legSent, c.nextID
 	l.hops++
-	c.setTimer(l, now+c.cfg.AttemptTimeout)
+	c.owes(now, k)
+	c.await(now, l)
 	if ping {
 		c.effects.Send(n, &kv.Request{
 			ID: c.nextID, Verb: verbPing, Range: l.req.Range, Key: l.req.Key,
@@ -219,16 +247,37 @@ func (c *Core) elsewhere(now time.Duration, l *leg, avoid ids.NodeID) {
 
 // again retries a leg at once, or after a pause when it has been around.
 func (c *Core) again(now time.Duration, l *leg) {
-	round := 3
-	if l.entry != nil {
-		round = max(round, len(l.entry.desc.Replicas)+1)
-	}
-	if l.hops < round {
+	switch {
+	case l.hops < c.round(now, l):
 		c.dispatch(now, l)
-		return
+	case l.gate != nil:
+		c.rest(now, l.gate, 0)
+	default:
+		c.pause(now, l, 0)
 	}
-	c.pause(now, l, 0)
 }
+
+// round is how many steps a leg makes without a pause.
+func (c *Core) round(now time.Duration, l *leg) int {
+	if l.entry == nil {
+		return minRound
+	}
+	replicas := l.entry.desc.Replicas
+	if l.gate == nil {
+		return max(minRound, len(replicas)+1)
+	}
+	healthy := 0
+	for _, r := range replicas {
+		if c.healthy(now, ids.NodeID(r.NodeId)) {
+			healthy++
+		}
+	}
+	return max(1, healthy)
+}
+
+// minRound is the least number of steps in a round of a leg that is no probe:
+// to a node, after its hint, and once more.
+const minRound = 3
 
 // pause lets a leg rest: exponentially longer from pause to pause, jittered,
 // at least for what a node asked. Every second pause looks the range up anew, on
@@ -268,76 +317,19 @@ func (c *Core) timeUp(now time.Duration, l *leg) {
 	switch l.state {
 	case legSent:
 		// The attempt is not forgotten: its late answer is as good as any.
-		n := l.attempts[len(l.attempts)-1].node
-		c.shun(now, n)
+		if l.gate != nil {
+			c.impatient(now, l)
+			return
+		}
+		// Its node is not shunned for it: whether it lives is another question,
+		// and this request may be the only one that is slow.
+		n := l.attempt(l.drives).node
 		l.note(n, "no answer for "+c.cfg.AttemptTimeout.String())
 		c.elsewhere(now, l, n)
 	case legPaused:
 		c.dispatch(now, l)
-	case legLookup, legIdle: // only the deadline matters to these
+	case legLookup, legFollows, legIdle: // only the deadline matters to these
 	}
-}
-
-// setTimer arms a leg's timer, no later than the call's deadline. 0: only the
-// deadline.
-func (c *Core) setTimer(l *leg, due time.Duration) {
-	if d := l.op.call.Deadline; d != 0 && (due == 0 || d < due) {
-		due = d
-	}
-	if due == 0 {
-		c.stopTimer(l)
-		return
-	}
-	l.due = due
-	if l.index < 0 {
-		heap.Push(&c.timers, l)
-		return
-	}
-	heap.Fix(&c.timers, l.index)
-}
-
-func (c *Core) stopTimer(l *leg) {
-	if l.index >= 0 {
-		heap.Remove(&c.timers, l.index)
-	}
-}
-
-// timerHeap orders unfinished legs by when they are due. It holds nothing
-// else, so its size is that of what is in flight.
-type timerHeap []*leg
-
-// Len, Less, Swap, Push and Pop implement heap.Interface.
-func (h timerHeap) Len() int { return len(h) }
-
-// Less orders by time, then by creation, so that ties are deterministic.
-func (h timerHeap) Less(i, j int) bool {
-	if h[i].due != h[j].due {
-		return h[i].due < h[j].due
-	}
-	return h[i].order < h[j].order
-}
-
-// Swap keeps the legs' own indexes true.
-func (h timerHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-
-// Push adds a leg.
-func (h *timerHeap) Push(x any) {
-	l := x.(*leg)
-	l.index = len(*h)
-	*h = append(*h, l)
-}
-
-// Pop removes the last leg.
-func (h *timerHeap) Pop() any {
-	old := *h
-	l := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	l.index = -1
-	return l
 }
 
 // minKey returns the smaller of two keys.

@@ -26,6 +26,7 @@ type lookup struct {
 // the same key, or doubt the same range, share one question; when maxLookups
 // are out, legs queue and look into the cache again after the next answer.
 func (c *Core) lookup(now time.Duration, l *leg) {
+	c.leaveGate(l)
 	key, reverse := l.routeKey(), l.reverse()
 	doubted := c.cache.find(key, reverse)
 	l.state = legLookup
@@ -86,6 +87,7 @@ func (c *Core) leaveLookup(l *leg) {
 func (c *Core) LookupDone(
 	now time.Duration, token uint64, r *adminpb.LookupReply, err error,
 ) {
+	c.now = now
 	i := slices.IndexFunc(c.lookups, func(q *lookup) bool { return q.token == token })
 	if i < 0 {
 		return
@@ -93,7 +95,12 @@ func (c *Core) LookupDone(
 	q := c.lookups[i]
 	c.lookups = slices.Delete(c.lookups, i, i+1)
 	for _, info := range r.GetRanges() {
-		c.cache.merge(info.GetDescriptor_(), ids.NodeID(info.GetLeaderNode()))
+		// The directory learns of a loss later than who was there.
+		leader := ids.NodeID(info.GetLeaderNode())
+		if !c.healthy(now, leader) {
+			leader = 0
+		}
+		c.cache.merge(info.GetDescriptor_(), leader)
 	}
 	// A directory that lags may know less than the cache: then the newer
 	// descriptor that was doubted is tried again.
@@ -123,7 +130,7 @@ func (c *Core) LookupDone(
 			c.dispatch(now, l)
 		}
 	}
-	c.deliver()
+	c.finish(now)
 }
 
 // learn merges descriptors that came with a response.

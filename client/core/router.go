@@ -12,11 +12,18 @@ import (
 type entry struct {
 	desc    *metapb.RangeDescriptor
 	leader  ids.NodeID // who led last, as far as we heard; 0: unknown
+	gate    *gate      // while it is not known who leads; nil: open
 	suspect bool       // something contradicted it: look it up before the next use
 }
 
 func (e *entry) start() []byte { return e.desc.Start }
 func (e *entry) end() []byte   { return e.desc.End }
+
+// same says whether a descriptor is of the same range in the same generation.
+func (e *entry) same(d *metapb.RangeDescriptor) bool {
+	return e.desc.RangeId == d.RangeId && e.desc.Generation == d.Generation &&
+		bytes.Equal(e.desc.Start, d.Start) && bytes.Equal(e.desc.End, d.End)
+}
 
 // holds says whether a node has a replica of the range.
 func (e *entry) holds(n ids.NodeID) bool {
@@ -35,6 +42,16 @@ func (e *entry) holds(n ids.NodeID) bool {
 type rangeCache struct {
 	entries []*entry
 	hand    int // where eviction goes on when the cache is full
+	// orphans are gates of entries that left the cache, or are doubted: what
+	// waits there is routed anew when the step ends.
+	orphans []*gate
+}
+
+// orphan notes that what waits at an entry must be routed anew.
+func (rc *rangeCache) orphan(e *entry) {
+	if e.gate != nil {
+		rc.orphans = append(rc.orphans, e.gate)
+	}
 }
 
 // before returns the number of entries that start at or before key.
@@ -92,8 +109,18 @@ func (rc *rangeCache) merge(d *metapb.RangeDescriptor, leader ids.NodeID) bool {
 		}
 		last++
 	}
+	if last == first+1 && rc.entries[first].same(d) {
+		// Nothing new but perhaps a leader, and who was asked last knows better.
+		old := rc.entries[first]
+		old.desc = d
+		if old.leader == 0 {
+			old.leader = leader
+		}
+		return true
+	}
 	fresh := &entry{desc: d}
 	for _, old := range rc.entries[first:last] {
+		rc.orphan(old)
 		// A half of a split is led where the whole was led, mostly.
 		if fresh.leader == 0 && fresh.holds(old.leader) {
 			fresh.leader = old.leader
@@ -117,6 +144,7 @@ func (rc *rangeCache) evict(keep *entry) {
 	if rc.entries[rc.hand] == keep {
 		rc.hand = (rc.hand + 1) % len(rc.entries)
 	}
+	rc.orphan(rc.entries[rc.hand])
 	rc.entries = slices.Delete(rc.entries, rc.hand, rc.hand+1)
 }
 

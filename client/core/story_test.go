@@ -281,8 +281,8 @@ func TestLateAnswerOfAnEarlierAttemptCounts(t *testing.T) {
 		t.Errorf("floor %d, want the stamp that was there before", sent[0].Identity.Floor)
 	}
 	c.Response(2, 1, &kv.Response{ID: sent[0].ID, Timestamp: 900})
-	if out == nil || out.Timestamp != 900 || len(c.attempts) != 0 || len(c.timers) != 0 {
-		t.Fatalf("out %+v, %d attempts and %d timers left", out, len(c.attempts), len(c.timers))
+	if out == nil || out.Timestamp != 900 || len(c.attempts) != 0 || c.legTimers() != 0 {
+		t.Fatalf("out %+v, %d attempts and %d timers left", out, len(c.attempts), c.legTimers())
 	}
 	c.Response(2, 2, &kv.Response{ID: sent[1].ID, Timestamp: 900}) // ignored
 }

@@ -27,9 +27,7 @@ func (c *Core) answered(now time.Duration, l *leg, from ids.NodeID, r *kv.Respon
 	}
 	switch r.Code {
 	case kv.CodeOK, kv.CodeNotFound, kv.CodeConflict:
-		if l.entry != nil {
-			l.entry.leader = from
-		}
+		c.led(now, l, from)
 		c.settle(now, l, a, r)
 	case kv.CodeNotLeader:
 		c.notLeader(now, l, from, r, current)
@@ -40,10 +38,11 @@ func (c *Core) answered(now time.Duration, l *leg, from ids.NodeID, r *kv.Respon
 		if l.entry != nil && l.entry.leader == from {
 			l.entry.leader = 0
 		}
-		c.rest(now, l, r, current)
+		c.yield(now, l, r, current)
 	case kv.CodeOverloaded:
 		l.note(from, orElse(r.Message, "overloaded"))
-		c.rest(now, l, r, current)
+		c.led(now, l, from)
+		c.yield(now, l, r, current)
 	default:
 		// CrossRange, Invalid, TooLarge, ReadOnly, BelowThreshold, Internal,
 		// UnknownOutcome, UnknownVerb, and codes of the future.
@@ -52,7 +51,8 @@ func (c *Core) answered(now time.Duration, l *leg, from ids.NodeID, r *kv.Respon
 }
 
 // notLeader follows a hint at once, else tries the replicas in turn. A node
-// that leads, but does not serve yet, names itself: it is asked again later.
+// that leads, but does not serve yet, names itself: it is asked again later. A
+// hint to a node that is suspect or lost is no hint.
 func (c *Core) notLeader(
 	now time.Duration, l *leg, from ids.NodeID, r *kv.Response, current bool,
 ) {
@@ -65,15 +65,55 @@ func (c *Core) notLeader(
 	default:
 		l.note(from, fmt.Sprintf("does not lead the range, node %v may", leader))
 	}
-	if l.entry != nil && (leader != 0 || l.entry.leader == from) {
-		l.entry.leader = leader
+	hint := leader != 0 && c.healthy(now, leader)
+	e := l.entry
+	if e != nil {
+		c.hinted(now, l, from, leader, hint)
 	}
+	if !current {
+		return
+	}
+	l.avoid = from
+	round := c.round(now, l)
 	switch {
-	case !current:
-	case leader == from:
-		c.rest(now, l, r, current)
+	case e != nil && e.gate != nil && l.gate != e.gate:
+		c.dispatch(now, l) // follows
+	case leader != from && !(hint && r.RetryAfterMillis > 0) &&
+		(l.hops < round || hint && l.hops < round+hintHops):
+		c.dispatch(now, l)
 	default:
-		c.elsewhere(now, l, from)
+		// Asked again later, by one for all: the round is over, or leadership is
+		// on its way to the node that was named. The entry may have left the cache.
+		if l.gate == nil && e != nil && c.cache.find(l.routeKey(), l.reverse()) == e {
+			c.openGate(now, e, l)
+		}
+		c.yield(now, l, &kv.Response{}, true)
+	}
+}
+
+// hintHops is how many steps after hints a round may have beside its replicas.
+const hintHops = 2
+
+// hinted takes what an answer says about the leader of a range, for all that
+// wait for it.
+func (c *Core) hinted(now time.Duration, l *leg, from, leader ids.NodeID, good bool) {
+	e := l.entry
+	switch {
+	case good:
+		e.leader = leader
+	case e.leader == from:
+		e.leader = 0
+	}
+	g := e.gate
+	switch {
+	case g == nil:
+	case good:
+		c.news(now, g)
+		if l.gate != g || g.probe != l {
+			c.fire(now, g)
+		}
+	case l.gate == g && g.probe == l:
+		c.unled(now, g, leader)
 	}
 }
 
@@ -90,10 +130,16 @@ func (c *Core) wrongRange(now time.Duration, l *leg, from ids.NodeID, current bo
 	c.elsewhere(now, l, from)
 }
 
-// rest pauses at least for what the node asked.
-func (c *Core) rest(now time.Duration, l *leg, r *kv.Response, current bool) {
-	if current {
-		c.pause(now, l, time.Duration(r.RetryAfterMillis)*time.Millisecond)
+// yield pauses at least for what the node asked; a probe does so for all that
+// follow it.
+func (c *Core) yield(now time.Duration, l *leg, r *kv.Response, current bool) {
+	wait := time.Duration(r.RetryAfterMillis) * time.Millisecond
+	switch {
+	case !current:
+	case l.gate != nil && l.gate.probe == l:
+		c.rest(now, l.gate, wait)
+	default:
+		c.pause(now, l, wait)
 	}
 }
 

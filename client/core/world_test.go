@@ -26,8 +26,12 @@ type world struct {
 	cluster *model.Cluster
 	faults  bool
 	down    map[ids.NodeID]bool
-	cut     map[ids.NodeID]int // streams opened so far: an answer to an older one is lost
 	trace   []string
+	users   []*user
+
+	paused map[ids.NodeID][]func()      // what a stopped node will handle when it goes on
+	delay  map[ids.NodeID]time.Duration // of a busy node's answers
+	handle func(ids.NodeID, *kv.Request) *kv.Response
 }
 
 type event struct {
@@ -52,10 +56,45 @@ func (h *eventHeap) Pop() any {
 }
 
 func newWorld(t *testing.T, seed uint64, nodes int) *world {
-	return &world{
+	w := &world{
 		t: t, rng: rand.New(rand.NewPCG(seed, 7)), now: 1, cluster: model.New(nodes),
-		down: make(map[ids.NodeID]bool), cut: make(map[ids.NodeID]int),
+		down: make(map[ids.NodeID]bool), paused: make(map[ids.NodeID][]func()),
+		delay: make(map[ids.NodeID]time.Duration),
 	}
+	w.handle = w.cluster.Handle
+	return w
+}
+
+// kill ends a node: streams to it break.
+func (w *world) kill(n ids.NodeID) {
+	w.down[n] = true
+	for _, u := range w.users {
+		u.epoch[n]++
+		w.after(w.latency(), func() {
+			u.do(func(now time.Duration) { u.core.Lost(now, n) })
+		})
+	}
+}
+
+// pause stops a node: nothing breaks, nothing is answered.
+func (w *world) pause(n ids.NodeID) { w.paused[n] = []func(){} }
+
+// resume lets a paused node handle what came meanwhile.
+func (w *world) resume(n ids.NodeID) {
+	held := w.paused[n]
+	delete(w.paused, n)
+	for _, f := range held {
+		f()
+	}
+}
+
+// atNode runs what a node does with a message when it comes to it.
+func (w *world) atNode(n ids.NodeID, f func()) {
+	if held, stopped := w.paused[n]; stopped {
+		w.paused[n] = append(held, f)
+		return
+	}
+	f()
 }
 
 func (w *world) after(d time.Duration, f func()) {
@@ -71,6 +110,9 @@ func (w *world) run(limit time.Duration, until func() bool) {
 		w.now = e.at
 		e.run()
 	}
+	if until == nil {
+		w.now = end
+	}
 }
 
 // user is one core, its wake-ups, and its sight of the network.
@@ -78,10 +120,14 @@ type user struct {
 	w     *world
 	core  *Core
 	sends int
+	to    map[ids.NodeID]int // requests sent, without pings
+	pings int
+	epoch map[ids.NodeID]int // of streams: an answer on an older one is lost
 }
 
 func (w *world) newUser(id uint64) *user {
-	u := &user{w: w}
+	u := &user{w: w, to: make(map[ids.NodeID]int), epoch: make(map[ids.NodeID]int)}
+	w.users = append(w.users, u)
 	u.core = New(Config{Client: id, Random: w.rng.Uint64}, u)
 	return u
 }
@@ -111,7 +157,12 @@ func (u *user) Send(n ids.NodeID, r *kv.Request) {
 	w, request := u.w, *r
 	u.sends++
 	w.trace = append(w.trace, fmt.Sprintf("%v %v %v %d", w.now, n, r.Verb, r.ID))
-	id := r.ID
+	if r.Verb == verbPing {
+		u.pings++
+	} else {
+		u.to[n]++
+	}
+	id, epoch := r.ID, u.epoch[n]
 	if w.down[n] {
 		w.after(time.Millisecond, func() {
 			u.do(func(now time.Duration) { u.core.NotSent(now, n, id) })
@@ -126,17 +177,27 @@ func (u *user) Send(n ids.NodeID, r *kv.Request) {
 	if w.faults && w.rng.IntN(40) == 0 {
 		return // lost without a trace
 	}
-	w.after(w.latency(), func() {
-		answer := w.cluster.Handle(n, &request)
-		stamp := w.cluster.Ranges[0].Clock
-		if w.faults && w.rng.IntN(15) == 0 {
+	w.after(w.latency(), func() { w.atNode(n, func() { u.served(n, epoch, &request) }) })
+}
+
+// served has a node handle a request and answer it.
+func (u *user) served(n ids.NodeID, epoch int, r *kv.Request) {
+	w := u.w
+	if u.epoch[n] != epoch {
+		return // it died with the request
+	}
+	answer := w.handle(n, r)
+	stamp := w.cluster.Ranges[0].Clock
+	if w.faults && w.rng.IntN(15) == 0 {
+		return
+	}
+	w.after(w.latency()+w.delay[n], func() {
+		if u.epoch[n] != epoch {
 			return
 		}
-		w.after(w.latency(), func() {
-			u.do(func(now time.Duration) {
-				u.core.Stamp(now, stamp)
-				u.core.Response(now, n, answer)
-			})
+		u.do(func(now time.Duration) {
+			u.core.Stamp(now, stamp)
+			u.core.Response(now, n, answer)
 		})
 	})
 }
@@ -230,3 +291,13 @@ type recorder struct {
 
 func (r recorder) Send(n ids.NodeID, q *kv.Request)    { r.send(n, q) }
 func (recorder) Lookup(uint64, *adminpb.LookupRequest) {}
+
+// legTimers counts the timers of legs.
+func (c *Core) legTimers() (n int) {
+	for _, a := range c.timers {
+		if a.leg != nil {
+			n++
+		}
+	}
+	return n
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"strconv"
@@ -130,20 +131,46 @@ func (a *app) rangesLsCommand() *cobra.Command {
 				}
 			}
 			return a.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				r, err := ask(ctx, c, func(
-					ctx context.Context, admin adminpb.AdminClient,
-				) (*adminpb.ListRangesReply, error) {
-					return admin.ListRanges(ctx, request)
+				all, err := everyPage(request, func() (*adminpb.ListRangesReply, error) {
+					return ask(ctx, c, func(
+						ctx context.Context, admin adminpb.AdminClient,
+					) (*adminpb.ListRangesReply, error) {
+						return admin.ListRanges(ctx, request)
+					})
 				})
 				if err != nil {
 					return err
 				}
-				return a.printRanges(r.GetRanges())
+				return a.printRanges(all)
 			})
 		},
 	}
 	s.flags(cmd, "")
 	return cmd
+}
+
+// everyPage asks again from where an answer ends, which holds only so many
+// ranges, until there is nothing more.
+func everyPage(
+	request *adminpb.ListRangesRequest, ask func() (*adminpb.ListRangesReply, error),
+) (all []*adminpb.RangeInfo, err error) {
+	for {
+		r, err := ask()
+		page := r.GetRanges()
+		if err != nil || len(page) == 0 {
+			return all, err
+		}
+		all = append(all, page...)
+		last := page[len(page)-1].GetDescriptor_().GetEnd()
+		end := request.GetEnd()
+		if len(end) == 0 {
+			end = []byte{kv.EndPrefix}
+		}
+		if bytes.Compare(last, end) >= 0 {
+			return all, nil
+		}
+		request.Start = last
+	}
 }
 
 // printRanges prints a table, or an object per line.

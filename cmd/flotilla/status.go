@@ -28,6 +28,10 @@ type statusReport struct {
 	Tolerates         uint32       `json:"tolerates"`
 	Operators         uint64       `json:"operators"`
 	Problems          []string     `json:"problems"`
+	// Notes are what is worth knowing and keeps the cluster healthy all the same.
+	Notes   []string        `json:"notes,omitempty"`
+	Leases  []leaseReport   `json:"leases,omitempty"`
+	Support []supportReport `json:"support,omitempty"`
 }
 
 // nodeReport is a node as JSON.
@@ -47,12 +51,13 @@ type nodeReport struct {
 	UptimeSeconds float64  `json:"uptime_seconds,omitempty"`
 }
 
-// fetchStatus asks the cluster how it is.
-func fetchStatus(ctx context.Context, c *client.Client) (*statusReport, error) {
+// fetchStatus asks the cluster how it is, and with support also what its nodes
+// know of the promises between them.
+func fetchStatus(ctx context.Context, c *client.Client, support bool) (*statusReport, error) {
 	r, err := ask(ctx, c, func(
 		ctx context.Context, admin adminpb.AdminClient,
 	) (*adminpb.StatusReply, error) {
-		return admin.Status(ctx, &adminpb.StatusRequest{})
+		return admin.Status(ctx, &adminpb.StatusRequest{Support: support})
 	})
 	if err != nil {
 		return nil, err
@@ -77,6 +82,7 @@ func fetchStatus(ctx context.Context, c *client.Client) (*statusReport, error) {
 			Version: n.GetVersion(), UptimeSeconds: n.GetUptimeSeconds(),
 		})
 	}
+	s.addSupport(r.GetNodes())
 	s.judge(r.GetReady())
 	return s, nil
 }
@@ -129,7 +135,7 @@ func (a *app) statusCommand() *cobra.Command {
 		Args:  exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				s, err := fetchStatus(ctx, c)
+				s, err := fetchStatus(ctx, c, true)
 				if err != nil {
 					return err
 				}
@@ -146,6 +152,9 @@ func (a *app) printStatus(s *statusReport) error {
 	fmt.Fprintln(a.stdout, s.headline())
 	for _, p := range s.Problems {
 		fmt.Fprintf(a.stdout, "          %s\n", p)
+	}
+	for _, n := range s.Notes {
+		fmt.Fprintf(a.stdout, "note      %s\n", n)
 	}
 	if s.Operators > 0 {
 		fmt.Fprintf(a.stdout, "moving    %s in progress\n", plural(s.Operators, "change"))
@@ -168,7 +177,10 @@ func (a *app) printStatus(s *statusReport) error {
 	if len(next) > 0 {
 		fmt.Fprintf(a.stdout, "next      %s\n", strings.Join(next, ", "))
 	}
-	return a.printNodes(s.Nodes)
+	if err := a.printNodes(s.Nodes); err != nil {
+		return err
+	}
+	return a.printSupport(s)
 }
 
 // printNodes prints the table of nodes.
@@ -246,7 +258,7 @@ func (a *app) checkHealth(ctx context.Context) (s *statusReport, err error) {
 		return nil, err
 	}
 	err = a.with(ctx, func(ctx context.Context, c *client.Client) error {
-		if s, err = fetchStatus(ctx, c); err != nil {
+		if s, err = fetchStatus(ctx, c, false); err != nil {
 			return err
 		}
 		switch {
@@ -269,7 +281,7 @@ func (a *app) nodesCommand() *cobra.Command {
 		Args:  exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				s, err := fetchStatus(ctx, c)
+				s, err := fetchStatus(ctx, c, false)
 				if err != nil {
 					return err
 				}

@@ -13,11 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/flotilla-kv/flotilla/client"
-	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/loadtest"
-	"github.com/flotilla-kv/flotilla/proto/adminpb"
-	"github.com/flotilla-kv/flotilla/proto/kv"
 )
 
 // suggestionDistance is how many letters may be wrong in a did-you-mean.
@@ -40,7 +36,8 @@ longest time without a success is printed, overall and by range.`,
 		Example: `  flotilla-loadtest load --records 1000000
   flotilla-loadtest run ycsb-b --rate 5000 --duration 30s
   flotilla-loadtest run put --clients 512 --warmup 5s -o json
-  flotilla-loadtest run get --store etcd --endpoints 127.0.0.1:2379`,
+  flotilla-loadtest run get --store etcd --endpoints 127.0.0.1:2379
+  flotilla-loadtest presplit --ranges 1000 --spread && flotilla-loadtest probe`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(c *cobra.Command, args []string) error {
@@ -58,7 +55,8 @@ longest time without a success is printed, overall and by range.`,
 	root.SuggestionsMinimumDistance = suggestionDistance
 	f.register(root.PersistentFlags())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(loadCommand(&f), runCommand(&f), versionCommand())
+	root.AddCommand(loadCommand(&f), runCommand(&f), presplitCommand(&f), spreadCommand(&f),
+		probeCommand(&f), reachCommand(&f), versionCommand())
 	return root
 }
 
@@ -193,32 +191,4 @@ func open(ctx context.Context, f *flags) (loadtest.Store, error) {
 		return loadtest.OpenEtcd(ctx, f.endpoints, connections)
 	}
 	return loadtest.OpenFlotilla(ctx, f.endpoints, f.connections, userRanges)
-}
-
-// userRanges lists the ranges that hold users' keys, by users' keys.
-func userRanges(ctx context.Context, c *client.Client) (all []loadtest.Range, err error) {
-	err = c.Admin(ctx, func(ctx context.Context, a adminpb.AdminClient) error {
-		reply, err := a.ListRanges(ctx, &adminpb.ListRangesRequest{
-			Start: []byte{kv.UserPrefix}, End: []byte{kv.EndPrefix},
-		})
-		if err != nil {
-			return err
-		}
-		all = nil // of an endpoint before
-		for _, r := range reply.GetRanges() {
-			d := r.GetDescriptor_()
-			start, inside := kv.StripUserKey(d.GetStart())
-			end, bounded := kv.StripUserKey(d.GetEnd())
-			if !inside {
-				continue // not of users
-			}
-			one := loadtest.Range{ID: ids.RangeID(d.GetRangeId()), Start: start}
-			if bounded {
-				one.End = end
-			}
-			all = append(all, one)
-		}
-		return nil
-	})
-	return all, err
 }

@@ -12,6 +12,9 @@ func TestMistakesAreNamedBeforeAnythingIsOpened(t *testing.T) {
 		{"run", "put", "--store", "redis"}, {"run", "put", "-o", "xml"},
 		{"run", "put", "--clients", "many"}, {"run", "put", "--no-such-flag"},
 		{"run", "put", "--clients", "0"}, {"run", "get", "--rate", "-1"},
+		{"presplit", "--ranges", "0"}, {"spread", "--parallel", "0"}, {"spread", "--store", "etcd"},
+		{"probe", "--dense", "-1"}, {"probe", "--read-rate", "0", "--write-rate", "0"},
+		{"reach", "--ranges", "0"}, {"reach", "now"},
 	} {
 		if code := run(context.Background(), args); code != exitUsage {
 			t.Errorf("%q exits with %d", args, code)

@@ -20,15 +20,17 @@ import (
 
 // flags are the flags of start before they become a server.Config.
 type flags struct {
-	cfg       server.Config
-	cluster   string
-	node      uint64
-	rangeSize size
-	maxValue  size
-	cache     size
-	reserve   size
-	logFormat string
-	logLevel  string
+	cfg        server.Config
+	cluster    string
+	node       uint64
+	rangeSize  size
+	maxValue   size
+	cache      size
+	leaseReads bool
+	rowCache   size
+	reserve    size
+	logFormat  string
+	logLevel   string
 }
 
 func startCommand() *cobra.Command {
@@ -60,7 +62,7 @@ func startCommand() *cobra.Command {
 func (f *flags) register(fs *pflag.FlagSet) {
 	d := server.Config{}.WithDefaults()
 	f.rangeSize, f.maxValue = size(d.RangeSize), size(d.MaxValueBytes)
-	f.cache = size(d.CacheBytes)
+	f.cache, f.rowCache = size(d.CacheBytes), size(d.RowCacheBytes)
 	c := &f.cfg
 	fs.SortFlags = false
 	fs.StringVar(&c.Data, "data", "", "directory of the store (required)")
@@ -75,11 +77,21 @@ func (f *flags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.rangeSize, "range-size", "size above which ranges are split")
 	fs.Var(&f.maxValue, "max-value-size", "largest value that is accepted")
 	fs.Var(&f.cache, "cache-size", "memory for cached blocks")
+	fs.Var(&f.rowCache, "row-cache-size", "memory for hot rows in front of the blocks (0: none)")
 	fs.Var(&f.reserve, "reserve", "disk space to keep free (0: the default, 512MiB)")
 	fs.IntVar(&c.ReplicationFactor, "replication", d.ReplicationFactor, "copies of every range")
 	fs.DurationVar(&c.GCWindow, "gc-window", d.GCWindow, "how long old versions are kept")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", d.DrainTimeout,
 		"how long a stop hands leaders over")
+	fs.DurationVar(&c.SupportDuration, "support-duration", d.SupportDuration,
+		"how long other nodes elect nobody in place of this node's leaders after each of its\n"+
+			"requests, and so how long after its death they begin: this time, less up to one\n"+
+			"interval (50ms to 10s)")
+	fs.DurationVar(&c.SupportInterval, "support-interval", d.SupportInterval,
+		"time between requests for support, at most a third of the duration: shorter finds\n"+
+			"failures no sooner, but more of them may be late before this node counts as dead")
+	fs.BoolVar(&f.leaseReads, "lease-reads", true,
+		"read locally under a lease; false: every read asks a quorum, to see what that costs")
 	fs.IntVar(&c.Shards, "shards", 0, "workers that drive raft groups (0: one per two cores)")
 	fs.IntVar(&c.ReadWorkers, "read-workers", d.ReadWorkers, "goroutines that run reads")
 	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
@@ -98,6 +110,7 @@ func (f *flags) config(fs *pflag.FlagSet, logs io.Writer) (server.Config, error)
 	c := f.cfg
 	c.RangeSize, c.MaxValueBytes = int64(f.rangeSize), int(f.maxValue)
 	c.CacheBytes, c.ReserveBytes = int64(f.cache), int64(f.reserve)
+	c.RowCacheBytes, c.QuorumReads = int64(f.rowCache), !f.leaseReads
 	c.Node = ids.NodeID(f.node)
 	if f.cluster != "" {
 		id, err := strconv.ParseUint(f.cluster, 16, 64)

@@ -2,13 +2,16 @@ package process
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -16,8 +19,12 @@ import (
 	"github.com/flotilla-kv/flotilla/client"
 )
 
+// built says that binaries was called.
+var built atomic.Bool
+
 // binaries builds the commands once for all tests of this process.
 var binaries = sync.OnceValues(func() (string, error) {
+	built.Store(true)
 	dir, err := os.MkdirTemp("", "flotilla-bin-")
 	if err != nil {
 		return "", err
@@ -33,6 +40,18 @@ var binaries = sync.OnceValues(func() (string, error) {
 	}
 	return dir, nil
 })
+
+// TestMain removes the commands at the end, if they were built.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	if built.Load() {
+		if dir, err := binaries(); err == nil {
+			_ = os.RemoveAll(dir)
+		}
+	}
+	os.Exit(code)
+}
 
 func binary(t *testing.T, name string) string {
 	t.Helper()
@@ -50,13 +69,17 @@ type process struct {
 	listen, http  string
 	data, logPath string
 	flags         []string
+	within        []string // a command that runs another one elsewhere; empty: here
+	program       string   // empty: the node as it is shipped
+	env           []string // beside that of the test
 	cmd           *exec.Cmd
 }
 
 // cluster is a set of nodes on loopback.
 type cluster struct {
-	t     *testing.T
-	nodes []*process
+	t      *testing.T
+	nodes  []*process
+	within []string // where what is run against it runs; empty: here
 }
 
 // ports draws free ports. Another process could take one in between; the node
@@ -78,6 +101,14 @@ func ports(t *testing.T, n int) []string {
 // startCluster starts n nodes and waits until the cluster is healthy.
 func startCluster(t *testing.T, n int, flags ...string) *cluster {
 	t.Helper()
+	c := clusterOf(t, n, flags...)
+	c.startAll()
+	return c
+}
+
+// clusterOf is a cluster whose nodes are not started yet.
+func clusterOf(t *testing.T, n int, flags ...string) *cluster {
+	t.Helper()
 	c := &cluster{t: t}
 	addresses := ports(t, 2*n)
 	for i := range n {
@@ -94,18 +125,25 @@ func startCluster(t *testing.T, n int, flags ...string) *cluster {
 		}
 		p.flags = append(p.flags, flags...)
 		c.nodes = append(c.nodes, p)
-		p.start()
 	}
-	t.Cleanup(func() {
+	return c
+}
+
+// startAll starts the nodes and waits until the cluster is healthy.
+func (c *cluster) startAll() {
+	c.t.Helper()
+	c.t.Cleanup(func() {
 		for _, p := range c.nodes {
 			p.kill()
-			if t.Failed() {
+			if c.t.Failed() {
 				p.showLog()
 			}
 		}
 	})
+	for _, p := range c.nodes {
+		p.start()
+	}
 	c.healthy(90 * time.Second)
-	return c
 }
 
 func (p *process) start() {
@@ -115,7 +153,12 @@ func (p *process) start() {
 		p.t.Fatal(err)
 	}
 	defer func() { _ = log.Close() }()
-	p.cmd = exec.Command(binary(p.t, "flotilla-node"), p.flags...)
+	if p.program == "" {
+		p.program = binary(p.t, "flotilla-node")
+	}
+	line := append(append(slices.Clone(p.within), p.program), p.flags...)
+	p.cmd = exec.Command(line[0], line[1:]...)
+	p.cmd.Env = append(os.Environ(), p.env...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
@@ -175,8 +218,15 @@ func (c *cluster) flotilla(args ...string) result {
 
 func (c *cluster) flotillaInput(input string, args ...string) result {
 	c.t.Helper()
-	return run(c.t, input, binary(c.t, "flotilla"),
+	return c.run(input, "flotilla",
 		append([]string{"--endpoints", strings.Join(c.endpoints(), ",")}, args...)...)
+}
+
+// run runs one of our commands where the cluster can be reached.
+func (c *cluster) run(input, command string, args ...string) result {
+	c.t.Helper()
+	line := append(append(slices.Clone(c.within), binary(c.t, command)), args...)
+	return run(c.t, input, line[0], line[1:]...)
 }
 
 // run runs a command to its end, two minutes at the most.

@@ -19,6 +19,7 @@ import (
 type writers struct {
 	mu    sync.Mutex
 	acked map[string]string
+	order []string // of the acknowledgements
 	fails atomic.Int64
 	group sync.WaitGroup
 	stop  context.CancelFunc
@@ -40,6 +41,7 @@ func startWriters(c *cluster, cl *client.Client, n int) *writers {
 				}
 				w.mu.Lock()
 				w.acked[key] = value
+				w.order = append(w.order, key)
 				w.mu.Unlock()
 			}
 		})
@@ -51,6 +53,14 @@ func (w *writers) count() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.acked)
+}
+
+// any returns a record that was acknowledged.
+func (w *writers) any(random *rand.Rand) (key, value string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	key = w.order[random.IntN(len(w.order))]
+	return key, w.acked[key]
 }
 
 // verify reads everything acknowledged back.

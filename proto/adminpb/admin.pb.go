@@ -27,6 +27,7 @@ const (
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LocalOnly     bool                   `protobuf:"varint,1,opt,name=local_only,json=localOnly,proto3" json:"local_only,omitempty"`
+	Support       bool                   `protobuf:"varint,2,opt,name=support,proto3" json:"support,omitempty"` // with what each node knows of the support between nodes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -68,6 +69,311 @@ func (x *StatusRequest) GetLocalOnly() bool {
 	return false
 }
 
+func (x *StatusRequest) GetSupport() bool {
+	if x != nil {
+		return x.Support
+	}
+	return false
+}
+
+// SupportPair is what a node knows of the promises between it and one peer.
+type SupportPair struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Peer               uint64                 `protobuf:"varint,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	PromiseEpoch       uint64                 `protobuf:"varint,2,opt,name=promise_epoch,json=promiseEpoch,proto3" json:"promise_epoch,omitempty"` // of this node to the peer; 0: it promises nothing
+	PromiseLeftSeconds float64                `protobuf:"fixed64,3,opt,name=promise_left_seconds,json=promiseLeftSeconds,proto3" json:"promise_left_seconds,omitempty"`
+	SupportEpoch       uint64                 `protobuf:"varint,4,opt,name=support_epoch,json=supportEpoch,proto3" json:"support_epoch,omitempty"`                      // of the peer for this node; 0: never supported
+	SupportLeftSeconds float64                `protobuf:"fixed64,5,opt,name=support_left_seconds,json=supportLeftSeconds,proto3" json:"support_left_seconds,omitempty"` // <= 0: lapsed
+	Wanted             uint64                 `protobuf:"varint,6,opt,name=wanted,proto3" json:"wanted,omitempty"`                                                      // ranges with replicas here and there
+	Requests           uint64                 `protobuf:"varint,7,opt,name=requests,proto3" json:"requests,omitempty"`
+	Grants             uint64                 `protobuf:"varint,8,opt,name=grants,proto3" json:"grants,omitempty"`
+	WithdrawnExpired   uint64                 `protobuf:"varint,9,opt,name=withdrawn_expired,json=withdrawnExpired,proto3" json:"withdrawn_expired,omitempty"`          // promises to the peer that ended: nothing was heard
+	WithdrawnLaterLife uint64                 `protobuf:"varint,10,opt,name=withdrawn_later_life,json=withdrawnLaterLife,proto3" json:"withdrawn_later_life,omitempty"` // or its process is another one now
+	Lapses             uint64                 `protobuf:"varint,11,opt,name=lapses,proto3" json:"lapses,omitempty"`                                                     // of the peer's support
+	Mismatches         uint64                 `protobuf:"varint,12,opt,name=mismatches,proto3" json:"mismatches,omitempty"`
+	RoundTripSeconds   float64                `protobuf:"fixed64,13,opt,name=round_trip_seconds,json=roundTripSeconds,proto3" json:"round_trip_seconds,omitempty"`    // of the last answered request
+	WallOffsetSeconds  float64                `protobuf:"fixed64,14,opt,name=wall_offset_seconds,json=wallOffsetSeconds,proto3" json:"wall_offset_seconds,omitempty"` // the peer's wall clock minus this node's, estimated
+	WithdrawnUnused    uint64                 `protobuf:"varint,15,opt,name=withdrawn_unused,json=withdrawnUnused,proto3" json:"withdrawn_unused,omitempty"`          // expired with nothing resting on it: nothing is wrong
+	Refused            uint64                 `protobuf:"varint,16,opt,name=refused,proto3" json:"refused,omitempty"`                                                 // the peer asks for longer promises than this node gives
+	Spared             uint64                 `protobuf:"varint,17,opt,name=spared,proto3" json:"spared,omitempty"`                                                   // withdrawals put off: this node was starved
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *SupportPair) Reset() {
+	*x = SupportPair{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupportPair) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupportPair) ProtoMessage() {}
+
+func (x *SupportPair) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupportPair.ProtoReflect.Descriptor instead.
+func (*SupportPair) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SupportPair) GetPeer() uint64 {
+	if x != nil {
+		return x.Peer
+	}
+	return 0
+}
+
+func (x *SupportPair) GetPromiseEpoch() uint64 {
+	if x != nil {
+		return x.PromiseEpoch
+	}
+	return 0
+}
+
+func (x *SupportPair) GetPromiseLeftSeconds() float64 {
+	if x != nil {
+		return x.PromiseLeftSeconds
+	}
+	return 0
+}
+
+func (x *SupportPair) GetSupportEpoch() uint64 {
+	if x != nil {
+		return x.SupportEpoch
+	}
+	return 0
+}
+
+func (x *SupportPair) GetSupportLeftSeconds() float64 {
+	if x != nil {
+		return x.SupportLeftSeconds
+	}
+	return 0
+}
+
+func (x *SupportPair) GetWanted() uint64 {
+	if x != nil {
+		return x.Wanted
+	}
+	return 0
+}
+
+func (x *SupportPair) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *SupportPair) GetGrants() uint64 {
+	if x != nil {
+		return x.Grants
+	}
+	return 0
+}
+
+func (x *SupportPair) GetWithdrawnExpired() uint64 {
+	if x != nil {
+		return x.WithdrawnExpired
+	}
+	return 0
+}
+
+func (x *SupportPair) GetWithdrawnLaterLife() uint64 {
+	if x != nil {
+		return x.WithdrawnLaterLife
+	}
+	return 0
+}
+
+func (x *SupportPair) GetLapses() uint64 {
+	if x != nil {
+		return x.Lapses
+	}
+	return 0
+}
+
+func (x *SupportPair) GetMismatches() uint64 {
+	if x != nil {
+		return x.Mismatches
+	}
+	return 0
+}
+
+func (x *SupportPair) GetRoundTripSeconds() float64 {
+	if x != nil {
+		return x.RoundTripSeconds
+	}
+	return 0
+}
+
+func (x *SupportPair) GetWallOffsetSeconds() float64 {
+	if x != nil {
+		return x.WallOffsetSeconds
+	}
+	return 0
+}
+
+func (x *SupportPair) GetWithdrawnUnused() uint64 {
+	if x != nil {
+		return x.WithdrawnUnused
+	}
+	return 0
+}
+
+func (x *SupportPair) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *SupportPair) GetSpared() uint64 {
+	if x != nil {
+		return x.Spared
+	}
+	return 0
+}
+
+// NodeSupport is what a node tells of its leases and of those between nodes.
+type NodeSupport struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Pairs             []*SupportPair         `protobuf:"bytes,1,rep,name=pairs,proto3" json:"pairs,omitempty"`
+	DurationSeconds   float64                `protobuf:"fixed64,2,opt,name=duration_seconds,json=durationSeconds,proto3" json:"duration_seconds,omitempty"` // of the promises that this node asks for
+	LeasesHeld        uint64                 `protobuf:"varint,3,opt,name=leases_held,json=leasesHeld,proto3" json:"leases_held,omitempty"`
+	LeasesLed         uint64                 `protobuf:"varint,4,opt,name=leases_led,json=leasesLed,proto3" json:"leases_led,omitempty"`                            // of so many ranges led here
+	Campaigns         uint64                 `protobuf:"varint,5,opt,name=campaigns,proto3" json:"campaigns,omitempty"`                                             // elections begun here
+	Elections         uint64                 `protobuf:"varint,6,opt,name=elections,proto3" json:"elections,omitempty"`                                             // elections won here
+	ClockAheadSeconds float64                `protobuf:"fixed64,7,opt,name=clock_ahead_seconds,json=clockAheadSeconds,proto3" json:"clock_ahead_seconds,omitempty"` // lead of the hybrid clock over the wall clock
+	CeilingsShort     bool                   `protobuf:"varint,8,opt,name=ceilings_short,json=ceilingsShort,proto3" json:"ceilings_short,omitempty"`                // that lead is more than peers grant: reads ask a quorum
+	MayVote           bool                   `protobuf:"varint,9,opt,name=may_vote,json=mayVote,proto3" json:"may_vote,omitempty"`                                  // false while it waits after its start
+	DiskStalled       bool                   `protobuf:"varint,10,opt,name=disk_stalled,json=diskStalled,proto3" json:"disk_stalled,omitempty"`                     // no support is asked for: syncs make no progress
+	Clock             []string               `protobuf:"bytes,11,rep,name=clock,proto3" json:"clock,omitempty"`                                                     // what is wrong with the node's clock, in words
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *NodeSupport) Reset() {
+	*x = NodeSupport{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeSupport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeSupport) ProtoMessage() {}
+
+func (x *NodeSupport) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeSupport.ProtoReflect.Descriptor instead.
+func (*NodeSupport) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *NodeSupport) GetPairs() []*SupportPair {
+	if x != nil {
+		return x.Pairs
+	}
+	return nil
+}
+
+func (x *NodeSupport) GetDurationSeconds() float64 {
+	if x != nil {
+		return x.DurationSeconds
+	}
+	return 0
+}
+
+func (x *NodeSupport) GetLeasesHeld() uint64 {
+	if x != nil {
+		return x.LeasesHeld
+	}
+	return 0
+}
+
+func (x *NodeSupport) GetLeasesLed() uint64 {
+	if x != nil {
+		return x.LeasesLed
+	}
+	return 0
+}
+
+func (x *NodeSupport) GetCampaigns() uint64 {
+	if x != nil {
+		return x.Campaigns
+	}
+	return 0
+}
+
+func (x *NodeSupport) GetElections() uint64 {
+	if x != nil {
+		return x.Elections
+	}
+	return 0
+}
+
+func (x *NodeSupport) GetClockAheadSeconds() float64 {
+	if x != nil {
+		return x.ClockAheadSeconds
+	}
+	return 0
+}
+
+func (x *NodeSupport) GetCeilingsShort() bool {
+	if x != nil {
+		return x.CeilingsShort
+	}
+	return false
+}
+
+func (x *NodeSupport) GetMayVote() bool {
+	if x != nil {
+		return x.MayVote
+	}
+	return false
+}
+
+func (x *NodeSupport) GetDiskStalled() bool {
+	if x != nil {
+		return x.DiskStalled
+	}
+	return false
+}
+
+func (x *NodeSupport) GetClock() []string {
+	if x != nil {
+		return x.Clock
+	}
+	return nil
+}
+
 type NodeStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          *metapb.NodeDescriptor `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -80,13 +386,14 @@ type NodeStatus struct {
 	ReadOnly      bool                   `protobuf:"varint,8,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	Version       string                 `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
 	UptimeSeconds float64                `protobuf:"fixed64,10,opt,name=uptime_seconds,json=uptimeSeconds,proto3" json:"uptime_seconds,omitempty"`
+	Support       *NodeSupport           `protobuf:"bytes,11,opt,name=support,proto3" json:"support,omitempty"` // only if asked for, and if the node has answered
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[1]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -98,7 +405,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[1]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -111,7 +418,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{1}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *NodeStatus) GetNode() *metapb.NodeDescriptor {
@@ -184,6 +491,13 @@ func (x *NodeStatus) GetUptimeSeconds() float64 {
 	return 0
 }
 
+func (x *NodeStatus) GetSupport() *NodeSupport {
+	if x != nil {
+		return x.Support
+	}
+	return nil
+}
+
 type StatusReply struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId         uint64                 `protobuf:"fixed64,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
@@ -204,7 +518,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[2]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -216,7 +530,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[2]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -229,7 +543,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{2}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *StatusReply) GetClusterId() uint64 {
@@ -328,7 +642,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[3]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -340,7 +654,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[3]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -353,7 +667,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{3}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *LookupRequest) GetStart() []byte {
@@ -396,7 +710,7 @@ type RangeInfo struct {
 
 func (x *RangeInfo) Reset() {
 	*x = RangeInfo{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[4]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +722,7 @@ func (x *RangeInfo) String() string {
 func (*RangeInfo) ProtoMessage() {}
 
 func (x *RangeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[4]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +735,7 @@ func (x *RangeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeInfo.ProtoReflect.Descriptor instead.
 func (*RangeInfo) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{4}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RangeInfo) GetDescriptor_() *metapb.RangeDescriptor {
@@ -462,7 +776,7 @@ type LookupReply struct {
 
 func (x *LookupReply) Reset() {
 	*x = LookupReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[5]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +788,7 @@ func (x *LookupReply) String() string {
 func (*LookupReply) ProtoMessage() {}
 
 func (x *LookupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[5]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +801,7 @@ func (x *LookupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupReply.ProtoReflect.Descriptor instead.
 func (*LookupReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{5}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LookupReply) GetRanges() []*RangeInfo {
@@ -514,7 +828,7 @@ type ListRangesRequest struct {
 
 func (x *ListRangesRequest) Reset() {
 	*x = ListRangesRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[6]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +840,7 @@ func (x *ListRangesRequest) String() string {
 func (*ListRangesRequest) ProtoMessage() {}
 
 func (x *ListRangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[6]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +853,7 @@ func (x *ListRangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRangesRequest.ProtoReflect.Descriptor instead.
 func (*ListRangesRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{6}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListRangesRequest) GetStart() []byte {
@@ -565,7 +879,7 @@ type ListRangesReply struct {
 
 func (x *ListRangesReply) Reset() {
 	*x = ListRangesReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[7]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -577,7 +891,7 @@ func (x *ListRangesReply) String() string {
 func (*ListRangesReply) ProtoMessage() {}
 
 func (x *ListRangesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[7]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -590,7 +904,7 @@ func (x *ListRangesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRangesReply.ProtoReflect.Descriptor instead.
 func (*ListRangesReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{7}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListRangesReply) GetRanges() []*RangeInfo {
@@ -611,7 +925,7 @@ type ShowRangeRequest struct {
 
 func (x *ShowRangeRequest) Reset() {
 	*x = ShowRangeRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[8]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -623,7 +937,7 @@ func (x *ShowRangeRequest) String() string {
 func (*ShowRangeRequest) ProtoMessage() {}
 
 func (x *ShowRangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[8]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +950,7 @@ func (x *ShowRangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowRangeRequest.ProtoReflect.Descriptor instead.
 func (*ShowRangeRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{8}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ShowRangeRequest) GetRangeId() uint64 {
@@ -680,7 +994,7 @@ type ReplicaInfo struct {
 
 func (x *ReplicaInfo) Reset() {
 	*x = ReplicaInfo{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[9]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +1006,7 @@ func (x *ReplicaInfo) String() string {
 func (*ReplicaInfo) ProtoMessage() {}
 
 func (x *ReplicaInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[9]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +1019,7 @@ func (x *ReplicaInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaInfo.ProtoReflect.Descriptor instead.
 func (*ReplicaInfo) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{9}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReplicaInfo) GetNodeId() uint64 {
@@ -802,7 +1116,7 @@ type ShowRangeReply struct {
 
 func (x *ShowRangeReply) Reset() {
 	*x = ShowRangeReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[10]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +1128,7 @@ func (x *ShowRangeReply) String() string {
 func (*ShowRangeReply) ProtoMessage() {}
 
 func (x *ShowRangeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[10]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +1141,7 @@ func (x *ShowRangeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowRangeReply.ProtoReflect.Descriptor instead.
 func (*ShowRangeReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{10}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ShowRangeReply) GetRange() *RangeInfo {
@@ -854,7 +1168,7 @@ type SplitRangeRequest struct {
 
 func (x *SplitRangeRequest) Reset() {
 	*x = SplitRangeRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[11]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +1180,7 @@ func (x *SplitRangeRequest) String() string {
 func (*SplitRangeRequest) ProtoMessage() {}
 
 func (x *SplitRangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[11]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +1193,7 @@ func (x *SplitRangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SplitRangeRequest.ProtoReflect.Descriptor instead.
 func (*SplitRangeRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{11}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SplitRangeRequest) GetRangeId() uint64 {
@@ -906,7 +1220,7 @@ type SplitRangeReply struct {
 
 func (x *SplitRangeReply) Reset() {
 	*x = SplitRangeReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[12]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1232,7 @@ func (x *SplitRangeReply) String() string {
 func (*SplitRangeReply) ProtoMessage() {}
 
 func (x *SplitRangeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[12]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1245,7 @@ func (x *SplitRangeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SplitRangeReply.ProtoReflect.Descriptor instead.
 func (*SplitRangeReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{12}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SplitRangeReply) GetLeft() *metapb.RangeDescriptor {
@@ -958,7 +1272,7 @@ type TransferLeaderRequest struct {
 
 func (x *TransferLeaderRequest) Reset() {
 	*x = TransferLeaderRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[13]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1284,7 @@ func (x *TransferLeaderRequest) String() string {
 func (*TransferLeaderRequest) ProtoMessage() {}
 
 func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[13]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1297,7 @@ func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeaderRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeaderRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{13}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TransferLeaderRequest) GetRangeId() uint64 {
@@ -1009,7 +1323,7 @@ type TransferLeaderReply struct {
 
 func (x *TransferLeaderReply) Reset() {
 	*x = TransferLeaderReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[14]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1335,7 @@ func (x *TransferLeaderReply) String() string {
 func (*TransferLeaderReply) ProtoMessage() {}
 
 func (x *TransferLeaderReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[14]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1348,7 @@ func (x *TransferLeaderReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeaderReply.ProtoReflect.Descriptor instead.
 func (*TransferLeaderReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{14}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TransferLeaderReply) GetLeaderNode() uint64 {
@@ -1054,7 +1368,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[15]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1380,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[15]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1393,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{15}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JoinRequest) GetNode() *metapb.NodeDescriptor {
@@ -1110,7 +1424,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[16]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1436,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[16]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1449,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{16}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JoinReply) GetClusterId() uint64 {
@@ -1180,6 +1494,118 @@ func (x *JoinReply) GetRedirectAddress() string {
 	return ""
 }
 
+type TimeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     uint64                 `protobuf:"fixed64,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TimeRequest) Reset() {
+	*x = TimeRequest{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TimeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TimeRequest) ProtoMessage() {}
+
+func (x *TimeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TimeRequest.ProtoReflect.Descriptor instead.
+func (*TimeRequest) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *TimeRequest) GetClusterId() uint64 {
+	if x != nil {
+		return x.ClusterId
+	}
+	return 0
+}
+
+type TimeReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     uint64                 `protobuf:"fixed64,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	NodeId        uint64                 `protobuf:"varint,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	WallMillis    int64                  `protobuf:"varint,3,opt,name=wall_millis,json=wallMillis,proto3" json:"wall_millis,omitempty"` // the cluster's time, as far as the node knows it
+	Settled       bool                   `protobuf:"varint,4,opt,name=settled,proto3" json:"settled,omitempty"`                         // others agreed to it, or there was nobody to ask
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TimeReply) Reset() {
+	*x = TimeReply{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TimeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TimeReply) ProtoMessage() {}
+
+func (x *TimeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TimeReply.ProtoReflect.Descriptor instead.
+func (*TimeReply) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *TimeReply) GetClusterId() uint64 {
+	if x != nil {
+		return x.ClusterId
+	}
+	return 0
+}
+
+func (x *TimeReply) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *TimeReply) GetWallMillis() int64 {
+	if x != nil {
+		return x.WallMillis
+	}
+	return 0
+}
+
+func (x *TimeReply) GetSettled() bool {
+	if x != nil {
+		return x.Settled
+	}
+	return false
+}
+
 type AllocateRangeIDsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -1190,7 +1616,7 @@ type AllocateRangeIDsRequest struct {
 
 func (x *AllocateRangeIDsRequest) Reset() {
 	*x = AllocateRangeIDsRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[17]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1202,7 +1628,7 @@ func (x *AllocateRangeIDsRequest) String() string {
 func (*AllocateRangeIDsRequest) ProtoMessage() {}
 
 func (x *AllocateRangeIDsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[17]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1641,7 @@ func (x *AllocateRangeIDsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocateRangeIDsRequest.ProtoReflect.Descriptor instead.
 func (*AllocateRangeIDsRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{17}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AllocateRangeIDsRequest) GetNodeId() uint64 {
@@ -1243,7 +1669,7 @@ type AllocateRangeIDsReply struct {
 
 func (x *AllocateRangeIDsReply) Reset() {
 	*x = AllocateRangeIDsReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[18]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1681,7 @@ func (x *AllocateRangeIDsReply) String() string {
 func (*AllocateRangeIDsReply) ProtoMessage() {}
 
 func (x *AllocateRangeIDsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[18]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1694,7 @@ func (x *AllocateRangeIDsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocateRangeIDsReply.ProtoReflect.Descriptor instead.
 func (*AllocateRangeIDsReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{18}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AllocateRangeIDsReply) GetFirst() uint64 {
@@ -1296,10 +1722,47 @@ var File_proto_adminpb_admin_proto protoreflect.FileDescriptor
 
 const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x19proto/adminpb/admin.proto\x12\x0eflotilla.admin\x1a\x17proto/metapb/meta.proto\".\n" +
+	"\x19proto/adminpb/admin.proto\x12\x0eflotilla.admin\x1a\x17proto/metapb/meta.proto\"H\n" +
 	"\rStatusRequest\x12\x1d\n" +
 	"\n" +
-	"local_only\x18\x01 \x01(\bR\tlocalOnly\"\xd5\x02\n" +
+	"local_only\x18\x01 \x01(\bR\tlocalOnly\x12\x18\n" +
+	"\asupport\x18\x02 \x01(\bR\asupport\"\xed\x04\n" +
+	"\vSupportPair\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\x04R\x04peer\x12#\n" +
+	"\rpromise_epoch\x18\x02 \x01(\x04R\fpromiseEpoch\x120\n" +
+	"\x14promise_left_seconds\x18\x03 \x01(\x01R\x12promiseLeftSeconds\x12#\n" +
+	"\rsupport_epoch\x18\x04 \x01(\x04R\fsupportEpoch\x120\n" +
+	"\x14support_left_seconds\x18\x05 \x01(\x01R\x12supportLeftSeconds\x12\x16\n" +
+	"\x06wanted\x18\x06 \x01(\x04R\x06wanted\x12\x1a\n" +
+	"\brequests\x18\a \x01(\x04R\brequests\x12\x16\n" +
+	"\x06grants\x18\b \x01(\x04R\x06grants\x12+\n" +
+	"\x11withdrawn_expired\x18\t \x01(\x04R\x10withdrawnExpired\x120\n" +
+	"\x14withdrawn_later_life\x18\n" +
+	" \x01(\x04R\x12withdrawnLaterLife\x12\x16\n" +
+	"\x06lapses\x18\v \x01(\x04R\x06lapses\x12\x1e\n" +
+	"\n" +
+	"mismatches\x18\f \x01(\x04R\n" +
+	"mismatches\x12,\n" +
+	"\x12round_trip_seconds\x18\r \x01(\x01R\x10roundTripSeconds\x12.\n" +
+	"\x13wall_offset_seconds\x18\x0e \x01(\x01R\x11wallOffsetSeconds\x12)\n" +
+	"\x10withdrawn_unused\x18\x0f \x01(\x04R\x0fwithdrawnUnused\x12\x18\n" +
+	"\arefused\x18\x10 \x01(\x04R\arefused\x12\x16\n" +
+	"\x06spared\x18\x11 \x01(\x04R\x06spared\"\x92\x03\n" +
+	"\vNodeSupport\x121\n" +
+	"\x05pairs\x18\x01 \x03(\v2\x1b.flotilla.admin.SupportPairR\x05pairs\x12)\n" +
+	"\x10duration_seconds\x18\x02 \x01(\x01R\x0fdurationSeconds\x12\x1f\n" +
+	"\vleases_held\x18\x03 \x01(\x04R\n" +
+	"leasesHeld\x12\x1d\n" +
+	"\n" +
+	"leases_led\x18\x04 \x01(\x04R\tleasesLed\x12\x1c\n" +
+	"\tcampaigns\x18\x05 \x01(\x04R\tcampaigns\x12\x1c\n" +
+	"\telections\x18\x06 \x01(\x04R\telections\x12.\n" +
+	"\x13clock_ahead_seconds\x18\a \x01(\x01R\x11clockAheadSeconds\x12%\n" +
+	"\x0eceilings_short\x18\b \x01(\bR\rceilingsShort\x12\x19\n" +
+	"\bmay_vote\x18\t \x01(\bR\amayVote\x12!\n" +
+	"\fdisk_stalled\x18\n" +
+	" \x01(\bR\vdiskStalled\x12\x14\n" +
+	"\x05clock\x18\v \x03(\tR\x05clock\"\x8c\x03\n" +
 	"\n" +
 	"NodeStatus\x121\n" +
 	"\x04node\x18\x01 \x01(\v2\x1d.flotilla.meta.NodeDescriptorR\x04node\x12\x12\n" +
@@ -1313,7 +1776,8 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\tread_only\x18\b \x01(\bR\breadOnly\x12\x18\n" +
 	"\aversion\x18\t \x01(\tR\aversion\x12%\n" +
 	"\x0euptime_seconds\x18\n" +
-	" \x01(\x01R\ruptimeSeconds\"\x9f\x03\n" +
+	" \x01(\x01R\ruptimeSeconds\x125\n" +
+	"\asupport\x18\v \x01(\v2\x1b.flotilla.admin.NodeSupportR\asupport\"\x9f\x03\n" +
 	"\vStatusReply\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x06R\tclusterId\x12\x1f\n" +
@@ -1404,7 +1868,17 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\x05nodes\x18\x03 \x03(\v2\x1d.flotilla.meta.NodeDescriptorR\x05nodes\x12A\n" +
 	"\fsystem_range\x18\x04 \x01(\v2\x1e.flotilla.meta.RangeDescriptorR\vsystemRange\x12#\n" +
 	"\rredirect_node\x18\x05 \x01(\x04R\fredirectNode\x12)\n" +
-	"\x10redirect_address\x18\x06 \x01(\tR\x0fredirectAddress\"H\n" +
+	"\x10redirect_address\x18\x06 \x01(\tR\x0fredirectAddress\",\n" +
+	"\vTimeRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\x06R\tclusterId\"~\n" +
+	"\tTimeReply\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\x06R\tclusterId\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\x04R\x06nodeId\x12\x1f\n" +
+	"\vwall_millis\x18\x03 \x01(\x03R\n" +
+	"wallMillis\x12\x18\n" +
+	"\asettled\x18\x04 \x01(\bR\asettled\"H\n" +
 	"\x17AllocateRangeIDsRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\"h\n" +
@@ -1420,11 +1894,12 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\tShowRange\x12 .flotilla.admin.ShowRangeRequest\x1a\x1e.flotilla.admin.ShowRangeReply\x12P\n" +
 	"\n" +
 	"SplitRange\x12!.flotilla.admin.SplitRangeRequest\x1a\x1f.flotilla.admin.SplitRangeReply\x12\\\n" +
-	"\x0eTransferLeader\x12%.flotilla.admin.TransferLeaderRequest\x1a#.flotilla.admin.TransferLeaderReply2\xf2\x01\n" +
+	"\x0eTransferLeader\x12%.flotilla.admin.TransferLeaderRequest\x1a#.flotilla.admin.TransferLeaderReply2\xb2\x02\n" +
 	"\aControl\x12>\n" +
 	"\x04Join\x12\x1b.flotilla.admin.JoinRequest\x1a\x19.flotilla.admin.JoinReply\x12C\n" +
 	"\x06Report\x12\x19.flotilla.meta.NodeReport\x1a\x1e.flotilla.meta.NodeReportReply\x12b\n" +
-	"\x10AllocateRangeIDs\x12'.flotilla.admin.AllocateRangeIDsRequest\x1a%.flotilla.admin.AllocateRangeIDsReplyB/Z-github.com/flotilla-kv/flotilla/proto/adminpbb\x06proto3"
+	"\x10AllocateRangeIDs\x12'.flotilla.admin.AllocateRangeIDsRequest\x1a%.flotilla.admin.AllocateRangeIDsReply\x12>\n" +
+	"\x04Time\x12\x1b.flotilla.admin.TimeRequest\x1a\x19.flotilla.admin.TimeReplyB/Z-github.com/flotilla-kv/flotilla/proto/adminpbb\x06proto3"
 
 var (
 	file_proto_adminpb_admin_proto_rawDescOnce sync.Once
@@ -1438,71 +1913,79 @@ func file_proto_adminpb_admin_proto_rawDescGZIP() []byte {
 	return file_proto_adminpb_admin_proto_rawDescData
 }
 
-var file_proto_adminpb_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_proto_adminpb_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_proto_adminpb_admin_proto_goTypes = []any{
 	(*StatusRequest)(nil),           // 0: flotilla.admin.StatusRequest
-	(*NodeStatus)(nil),              // 1: flotilla.admin.NodeStatus
-	(*StatusReply)(nil),             // 2: flotilla.admin.StatusReply
-	(*LookupRequest)(nil),           // 3: flotilla.admin.LookupRequest
-	(*RangeInfo)(nil),               // 4: flotilla.admin.RangeInfo
-	(*LookupReply)(nil),             // 5: flotilla.admin.LookupReply
-	(*ListRangesRequest)(nil),       // 6: flotilla.admin.ListRangesRequest
-	(*ListRangesReply)(nil),         // 7: flotilla.admin.ListRangesReply
-	(*ShowRangeRequest)(nil),        // 8: flotilla.admin.ShowRangeRequest
-	(*ReplicaInfo)(nil),             // 9: flotilla.admin.ReplicaInfo
-	(*ShowRangeReply)(nil),          // 10: flotilla.admin.ShowRangeReply
-	(*SplitRangeRequest)(nil),       // 11: flotilla.admin.SplitRangeRequest
-	(*SplitRangeReply)(nil),         // 12: flotilla.admin.SplitRangeReply
-	(*TransferLeaderRequest)(nil),   // 13: flotilla.admin.TransferLeaderRequest
-	(*TransferLeaderReply)(nil),     // 14: flotilla.admin.TransferLeaderReply
-	(*JoinRequest)(nil),             // 15: flotilla.admin.JoinRequest
-	(*JoinReply)(nil),               // 16: flotilla.admin.JoinReply
-	(*AllocateRangeIDsRequest)(nil), // 17: flotilla.admin.AllocateRangeIDsRequest
-	(*AllocateRangeIDsReply)(nil),   // 18: flotilla.admin.AllocateRangeIDsReply
-	(*metapb.NodeDescriptor)(nil),   // 19: flotilla.meta.NodeDescriptor
-	(*metapb.RangeDescriptor)(nil),  // 20: flotilla.meta.RangeDescriptor
-	(*metapb.RangeStats)(nil),       // 21: flotilla.meta.RangeStats
-	(*metapb.NodeReport)(nil),       // 22: flotilla.meta.NodeReport
-	(*metapb.NodeReportReply)(nil),  // 23: flotilla.meta.NodeReportReply
+	(*SupportPair)(nil),             // 1: flotilla.admin.SupportPair
+	(*NodeSupport)(nil),             // 2: flotilla.admin.NodeSupport
+	(*NodeStatus)(nil),              // 3: flotilla.admin.NodeStatus
+	(*StatusReply)(nil),             // 4: flotilla.admin.StatusReply
+	(*LookupRequest)(nil),           // 5: flotilla.admin.LookupRequest
+	(*RangeInfo)(nil),               // 6: flotilla.admin.RangeInfo
+	(*LookupReply)(nil),             // 7: flotilla.admin.LookupReply
+	(*ListRangesRequest)(nil),       // 8: flotilla.admin.ListRangesRequest
+	(*ListRangesReply)(nil),         // 9: flotilla.admin.ListRangesReply
+	(*ShowRangeRequest)(nil),        // 10: flotilla.admin.ShowRangeRequest
+	(*ReplicaInfo)(nil),             // 11: flotilla.admin.ReplicaInfo
+	(*ShowRangeReply)(nil),          // 12: flotilla.admin.ShowRangeReply
+	(*SplitRangeRequest)(nil),       // 13: flotilla.admin.SplitRangeRequest
+	(*SplitRangeReply)(nil),         // 14: flotilla.admin.SplitRangeReply
+	(*TransferLeaderRequest)(nil),   // 15: flotilla.admin.TransferLeaderRequest
+	(*TransferLeaderReply)(nil),     // 16: flotilla.admin.TransferLeaderReply
+	(*JoinRequest)(nil),             // 17: flotilla.admin.JoinRequest
+	(*JoinReply)(nil),               // 18: flotilla.admin.JoinReply
+	(*TimeRequest)(nil),             // 19: flotilla.admin.TimeRequest
+	(*TimeReply)(nil),               // 20: flotilla.admin.TimeReply
+	(*AllocateRangeIDsRequest)(nil), // 21: flotilla.admin.AllocateRangeIDsRequest
+	(*AllocateRangeIDsReply)(nil),   // 22: flotilla.admin.AllocateRangeIDsReply
+	(*metapb.NodeDescriptor)(nil),   // 23: flotilla.meta.NodeDescriptor
+	(*metapb.RangeDescriptor)(nil),  // 24: flotilla.meta.RangeDescriptor
+	(*metapb.RangeStats)(nil),       // 25: flotilla.meta.RangeStats
+	(*metapb.NodeReport)(nil),       // 26: flotilla.meta.NodeReport
+	(*metapb.NodeReportReply)(nil),  // 27: flotilla.meta.NodeReportReply
 }
 var file_proto_adminpb_admin_proto_depIdxs = []int32{
-	19, // 0: flotilla.admin.NodeStatus.node:type_name -> flotilla.meta.NodeDescriptor
-	1,  // 1: flotilla.admin.StatusReply.nodes:type_name -> flotilla.admin.NodeStatus
-	20, // 2: flotilla.admin.RangeInfo.descriptor:type_name -> flotilla.meta.RangeDescriptor
-	21, // 3: flotilla.admin.RangeInfo.stats:type_name -> flotilla.meta.RangeStats
-	4,  // 4: flotilla.admin.LookupReply.ranges:type_name -> flotilla.admin.RangeInfo
-	19, // 5: flotilla.admin.LookupReply.nodes:type_name -> flotilla.meta.NodeDescriptor
-	4,  // 6: flotilla.admin.ListRangesReply.ranges:type_name -> flotilla.admin.RangeInfo
-	4,  // 7: flotilla.admin.ShowRangeReply.range:type_name -> flotilla.admin.RangeInfo
-	9,  // 8: flotilla.admin.ShowRangeReply.replicas:type_name -> flotilla.admin.ReplicaInfo
-	20, // 9: flotilla.admin.SplitRangeReply.left:type_name -> flotilla.meta.RangeDescriptor
-	20, // 10: flotilla.admin.SplitRangeReply.right:type_name -> flotilla.meta.RangeDescriptor
-	19, // 11: flotilla.admin.JoinRequest.node:type_name -> flotilla.meta.NodeDescriptor
-	19, // 12: flotilla.admin.JoinReply.nodes:type_name -> flotilla.meta.NodeDescriptor
-	20, // 13: flotilla.admin.JoinReply.system_range:type_name -> flotilla.meta.RangeDescriptor
-	0,  // 14: flotilla.admin.Admin.Status:input_type -> flotilla.admin.StatusRequest
-	3,  // 15: flotilla.admin.Admin.Lookup:input_type -> flotilla.admin.LookupRequest
-	6,  // 16: flotilla.admin.Admin.ListRanges:input_type -> flotilla.admin.ListRangesRequest
-	8,  // 17: flotilla.admin.Admin.ShowRange:input_type -> flotilla.admin.ShowRangeRequest
-	11, // 18: flotilla.admin.Admin.SplitRange:input_type -> flotilla.admin.SplitRangeRequest
-	13, // 19: flotilla.admin.Admin.TransferLeader:input_type -> flotilla.admin.TransferLeaderRequest
-	15, // 20: flotilla.admin.Control.Join:input_type -> flotilla.admin.JoinRequest
-	22, // 21: flotilla.admin.Control.Report:input_type -> flotilla.meta.NodeReport
-	17, // 22: flotilla.admin.Control.AllocateRangeIDs:input_type -> flotilla.admin.AllocateRangeIDsRequest
-	2,  // 23: flotilla.admin.Admin.Status:output_type -> flotilla.admin.StatusReply
-	5,  // 24: flotilla.admin.Admin.Lookup:output_type -> flotilla.admin.LookupReply
-	7,  // 25: flotilla.admin.Admin.ListRanges:output_type -> flotilla.admin.ListRangesReply
-	10, // 26: flotilla.admin.Admin.ShowRange:output_type -> flotilla.admin.ShowRangeReply
-	12, // 27: flotilla.admin.Admin.SplitRange:output_type -> flotilla.admin.SplitRangeReply
-	14, // 28: flotilla.admin.Admin.TransferLeader:output_type -> flotilla.admin.TransferLeaderReply
-	16, // 29: flotilla.admin.Control.Join:output_type -> flotilla.admin.JoinReply
-	23, // 30: flotilla.admin.Control.Report:output_type -> flotilla.meta.NodeReportReply
-	18, // 31: flotilla.admin.Control.AllocateRangeIDs:output_type -> flotilla.admin.AllocateRangeIDsReply
-	23, // [23:32] is the sub-list for method output_type
-	14, // [14:23] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	1,  // 0: flotilla.admin.NodeSupport.pairs:type_name -> flotilla.admin.SupportPair
+	23, // 1: flotilla.admin.NodeStatus.node:type_name -> flotilla.meta.NodeDescriptor
+	2,  // 2: flotilla.admin.NodeStatus.support:type_name -> flotilla.admin.NodeSupport
+	3,  // 3: flotilla.admin.StatusReply.nodes:type_name -> flotilla.admin.NodeStatus
+	24, // 4: flotilla.admin.RangeInfo.descriptor:type_name -> flotilla.meta.RangeDescriptor
+	25, // 5: flotilla.admin.RangeInfo.stats:type_name -> flotilla.meta.RangeStats
+	6,  // 6: flotilla.admin.LookupReply.ranges:type_name -> flotilla.admin.RangeInfo
+	23, // 7: flotilla.admin.LookupReply.nodes:type_name -> flotilla.meta.NodeDescriptor
+	6,  // 8: flotilla.admin.ListRangesReply.ranges:type_name -> flotilla.admin.RangeInfo
+	6,  // 9: flotilla.admin.ShowRangeReply.range:type_name -> flotilla.admin.RangeInfo
+	11, // 10: flotilla.admin.ShowRangeReply.replicas:type_name -> flotilla.admin.ReplicaInfo
+	24, // 11: flotilla.admin.SplitRangeReply.left:type_name -> flotilla.meta.RangeDescriptor
+	24, // 12: flotilla.admin.SplitRangeReply.right:type_name -> flotilla.meta.RangeDescriptor
+	23, // 13: flotilla.admin.JoinRequest.node:type_name -> flotilla.meta.NodeDescriptor
+	23, // 14: flotilla.admin.JoinReply.nodes:type_name -> flotilla.meta.NodeDescriptor
+	24, // 15: flotilla.admin.JoinReply.system_range:type_name -> flotilla.meta.RangeDescriptor
+	0,  // 16: flotilla.admin.Admin.Status:input_type -> flotilla.admin.StatusRequest
+	5,  // 17: flotilla.admin.Admin.Lookup:input_type -> flotilla.admin.LookupRequest
+	8,  // 18: flotilla.admin.Admin.ListRanges:input_type -> flotilla.admin.ListRangesRequest
+	10, // 19: flotilla.admin.Admin.ShowRange:input_type -> flotilla.admin.ShowRangeRequest
+	13, // 20: flotilla.admin.Admin.SplitRange:input_type -> flotilla.admin.SplitRangeRequest
+	15, // 21: flotilla.admin.Admin.TransferLeader:input_type -> flotilla.admin.TransferLeaderRequest
+	17, // 22: flotilla.admin.Control.Join:input_type -> flotilla.admin.JoinRequest
+	26, // 23: flotilla.admin.Control.Report:input_type -> flotilla.meta.NodeReport
+	21, // 24: flotilla.admin.Control.AllocateRangeIDs:input_type -> flotilla.admin.AllocateRangeIDsRequest
+	19, // 25: flotilla.admin.Control.Time:input_type -> flotilla.admin.TimeRequest
+	4,  // 26: flotilla.admin.Admin.Status:output_type -> flotilla.admin.StatusReply
+	7,  // 27: flotilla.admin.Admin.Lookup:output_type -> flotilla.admin.LookupReply
+	9,  // 28: flotilla.admin.Admin.ListRanges:output_type -> flotilla.admin.ListRangesReply
+	12, // 29: flotilla.admin.Admin.ShowRange:output_type -> flotilla.admin.ShowRangeReply
+	14, // 30: flotilla.admin.Admin.SplitRange:output_type -> flotilla.admin.SplitRangeReply
+	16, // 31: flotilla.admin.Admin.TransferLeader:output_type -> flotilla.admin.TransferLeaderReply
+	18, // 32: flotilla.admin.Control.Join:output_type -> flotilla.admin.JoinReply
+	27, // 33: flotilla.admin.Control.Report:output_type -> flotilla.meta.NodeReportReply
+	22, // 34: flotilla.admin.Control.AllocateRangeIDs:output_type -> flotilla.admin.AllocateRangeIDsReply
+	20, // 35: flotilla.admin.Control.Time:output_type -> flotilla.admin.TimeReply
+	26, // [26:36] is the sub-list for method output_type
+	16, // [16:26] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_proto_adminpb_admin_proto_init() }
@@ -1516,7 +1999,7 @@ func file_proto_adminpb_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_adminpb_admin_proto_rawDesc), len(file_proto_adminpb_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

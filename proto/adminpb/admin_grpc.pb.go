@@ -325,6 +325,7 @@ const (
 	Control_Join_FullMethodName             = "/flotilla.admin.Control/Join"
 	Control_Report_FullMethodName           = "/flotilla.admin.Control/Report"
 	Control_AllocateRangeIDs_FullMethodName = "/flotilla.admin.Control/AllocateRangeIDs"
+	Control_Time_FullMethodName             = "/flotilla.admin.Control/Time"
 )
 
 // ControlClient is the client API for Control service.
@@ -336,6 +337,9 @@ type ControlClient interface {
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinReply, error)
 	Report(ctx context.Context, in *metapb.NodeReport, opts ...grpc.CallOption) (*metapb.NodeReportReply, error)
 	AllocateRangeIDs(ctx context.Context, in *AllocateRangeIDsRequest, opts ...grpc.CallOption) (*AllocateRangeIDsReply, error)
+	// Time is answered by nodes that are still starting, too, and carries no stamps:
+	// it is what a node asks before it has a clock.
+	Time(ctx context.Context, in *TimeRequest, opts ...grpc.CallOption) (*TimeReply, error)
 }
 
 type controlClient struct {
@@ -376,6 +380,16 @@ func (c *controlClient) AllocateRangeIDs(ctx context.Context, in *AllocateRangeI
 	return out, nil
 }
 
+func (c *controlClient) Time(ctx context.Context, in *TimeRequest, opts ...grpc.CallOption) (*TimeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TimeReply)
+	err := c.cc.Invoke(ctx, Control_Time_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -385,6 +399,9 @@ type ControlServer interface {
 	Join(context.Context, *JoinRequest) (*JoinReply, error)
 	Report(context.Context, *metapb.NodeReport) (*metapb.NodeReportReply, error)
 	AllocateRangeIDs(context.Context, *AllocateRangeIDsRequest) (*AllocateRangeIDsReply, error)
+	// Time is answered by nodes that are still starting, too, and carries no stamps:
+	// it is what a node asks before it has a clock.
+	Time(context.Context, *TimeRequest) (*TimeReply, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -403,6 +420,9 @@ func (UnimplementedControlServer) Report(context.Context, *metapb.NodeReport) (*
 }
 func (UnimplementedControlServer) AllocateRangeIDs(context.Context, *AllocateRangeIDsRequest) (*AllocateRangeIDsReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method AllocateRangeIDs not implemented")
+}
+func (UnimplementedControlServer) Time(context.Context, *TimeRequest) (*TimeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Time not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -479,6 +499,24 @@ func _Control_AllocateRangeIDs_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Time_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TimeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Time(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Time_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Time(ctx, req.(*TimeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -497,6 +535,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "AllocateRangeIDs",
 			Handler:    _Control_AllocateRangeIDs_Handler,
+		},
+		{
+			MethodName: "Time",
+			Handler:    _Control_Time_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

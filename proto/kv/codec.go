@@ -16,7 +16,7 @@ import (
 //	response  size(u) code(1) present(u) id(u) field...
 //	op        present(1) field...
 //
-// A stamp frame has no items. size counts what follows it in the item. present
+// Stamp and leaving frames have no items. size counts what follows it in the item. present
 // has a bit for each field that is there; fields stand in the order of their
 // bits, and what is not there is zero. An empty byte string is not there
 // either, so nil and empty are the same on the wire and both decode to nil.

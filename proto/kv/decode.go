@@ -59,7 +59,7 @@ func DecodeFrame(data []byte, f *Frame) error {
 		f.Requests = d.requests(f.Requests, count)
 	case FrameResponses:
 		f.Responses = d.responses(f.Responses, count)
-	case FrameStamp:
+	case FrameStamp, FrameLeaving:
 		d.check(count == 0)
 	default:
 		d.check(false)

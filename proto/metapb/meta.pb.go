@@ -766,6 +766,11 @@ type NodeReport struct {
 	Draining      bool                   `protobuf:"varint,9,opt,name=draining,proto3" json:"draining,omitempty"`
 	Version       string                 `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"` // of the program, for people
 	UptimeSeconds float64                `protobuf:"fixed64,11,opt,name=uptime_seconds,json=uptimeSeconds,proto3" json:"uptime_seconds,omitempty"`
+	// A full report comes in parts, since a node may lead very many ranges: part
+	// counts them from 0, and more says that this is not the last one. It is told
+	// when all parts were heard by one driver, in order.
+	Part          uint32 `protobuf:"varint,12,opt,name=part,proto3" json:"part,omitempty"`
+	More          bool   `protobuf:"varint,13,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -875,6 +880,20 @@ func (x *NodeReport) GetUptimeSeconds() float64 {
 		return x.UptimeSeconds
 	}
 	return 0
+}
+
+func (x *NodeReport) GetPart() uint32 {
+	if x != nil {
+		return x.Part
+	}
+	return 0
+}
+
+func (x *NodeReport) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 // NodeReportReply brings orders and the registry back to the node.
@@ -1339,7 +1358,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\tcaught_up\x18\x05 \x03(\x04R\bcaughtUp\x12\x16\n" +
 	"\x06silent\x18\x06 \x03(\x04R\x06silent\x12*\n" +
 	"\x11writes_per_second\x18\a \x01(\x01R\x0fwritesPerSecond\x12(\n" +
-	"\x10reads_per_second\x18\b \x01(\x01R\x0ereadsPerSecond\"\xfa\x02\n" +
+	"\x10reads_per_second\x18\b \x01(\x01R\x0ereadsPerSecond\"\xa2\x03\n" +
 	"\n" +
 	"NodeReport\x121\n" +
 	"\x04node\x18\x01 \x01(\v2\x1d.flotilla.meta.NodeDescriptorR\x04node\x12\x12\n" +
@@ -1354,7 +1373,9 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\bdraining\x18\t \x01(\bR\bdraining\x12\x18\n" +
 	"\aversion\x18\n" +
 	" \x01(\tR\aversion\x12%\n" +
-	"\x0euptime_seconds\x18\v \x01(\x01R\ruptimeSeconds\"\xa4\x02\n" +
+	"\x0euptime_seconds\x18\v \x01(\x01R\ruptimeSeconds\x12\x12\n" +
+	"\x04part\x18\f \x01(\rR\x04part\x12\x12\n" +
+	"\x04more\x18\r \x01(\bR\x04more\"\xa4\x02\n" +
 	"\x0fNodeReportReply\x12\x1b\n" +
 	"\twant_full\x18\x01 \x01(\bR\bwantFull\x12,\n" +
 	"\x06orders\x18\x02 \x03(\v2\x14.flotilla.meta.OrderR\x06orders\x123\n" +

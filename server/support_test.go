@@ -1,0 +1,163 @@
+package server
+
+import (
+	"context"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/proto/adminpb"
+	"github.com/flotilla-kv/flotilla/store"
+	"github.com/flotilla-kv/flotilla/support"
+)
+
+// startServer runs a node in this process until the test ends, and returns it
+// when it serves.
+func startServer(t *testing.T, cfg Config) *node {
+	t.Helper()
+	ready := make(chan Info, 1)
+	cfg.Ready = func(i Info) { ready <- i }
+	cfg.DrainTimeout = time.Millisecond // nobody waits for these
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	select {
+	case <-ready:
+	case err := <-done:
+		done <- err
+		t.Fatalf("the node ended before it served: %v", err)
+	}
+	return s.node.Load()
+}
+
+// until calls ok until it is true.
+func until(ok func() bool) {
+	for !ok() {
+		runtime.Gosched()
+	}
+}
+
+// pairOf returns what n knows of support between it and a peer.
+func pairOf(n *node, peer ids.NodeID) (found support.Status) {
+	for _, p := range n.support.Status() {
+		if p.Node == peer {
+			found = p
+		}
+	}
+	return found
+}
+
+func TestTwoNodesThatLeadRangesSupportOneAnother(t *testing.T) {
+	t.Parallel()
+	// A busy machine must not end a promise in this story.
+	first := testConfig(t)
+	first.SupportDuration, first.SupportInterval = 5*time.Second, 20*time.Millisecond
+	n1 := startServer(t, first)
+	joining := first
+	joining.Init, joining.Join = false, []string{n1.s.Addr()}
+	joining.Data = t.TempDir() + "/d"
+	n2 := startServer(t, joining)
+	joining.Data = t.TempDir() + "/d"
+	startServer(t, joining) // two nodes do not make three copies
+
+	supported := func(n *node, by ids.NodeID) bool {
+		p := pairOf(n, by)
+		return p.Wanted > 0 && p.SupportLeft > 0 && p.SupportEpoch.Life() == 1
+	}
+	// n1 leads all; a range that has a replica on n2 needs its support.
+	until(func() bool { return supported(n1, 2) })
+	if e := pairOf(n2, 1).PromiseEpoch; e != pairOf(n1, 2).SupportEpoch {
+		t.Fatalf("n2 promises epoch %d, n1 counts on %d", e, pairOf(n1, 2).SupportEpoch)
+	}
+	// Then n2 leads one, and both need one another.
+	admin := &adminService{n: n1}
+	until(func() bool {
+		_, err := admin.TransferLeader(t.Context(),
+			&adminpb.TransferLeaderRequest{RangeId: 2, ToNode: 2})
+		return err == nil
+	})
+	until(func() bool { return supported(n2, 1) && n2.supportStatus().LeasesHeld > 0 })
+
+	// Whoever is asked knows what both know.
+	var reply *adminpb.StatusReply
+	until(func() bool {
+		var err error
+		reply, err = admin.Status(t.Context(), &adminpb.StatusRequest{Support: true})
+		return err == nil && len(reply.GetNodes()) == 3 &&
+			reply.GetNodes()[1].GetSupport() != nil
+	})
+	for _, s := range reply.GetNodes()[:2] {
+		told := s.GetSupport()
+		if p := told.GetPairs(); len(p) != 2 || p[0].GetSupportEpoch() == 0 ||
+			p[0].GetPromiseEpoch() == 0 || !told.GetMayVote() {
+			t.Errorf("n%d tells %v", s.GetNode().GetNodeId(), told)
+		}
+		if s.GetNode().GetNodeId() == 1 && told.GetElections() == 0 {
+			t.Errorf("the founder has won no election: %v", told)
+		}
+	}
+	reply, err := admin.Status(t.Context(), &adminpb.StatusRequest{})
+	if err != nil || reply.GetNodes()[0].GetSupport() != nil {
+		t.Errorf("support was told without being asked for: %v, %v", reply, err)
+	}
+}
+
+func TestTheLongestPromiseIsRememberedAndOnlyRises(t *testing.T) {
+	t.Parallel()
+	o := store.Options{Dir: t.TempDir() + "/d", Create: true, CacheBytes: 8 << 20}
+	for i, c := range []struct{ d, earlier, most time.Duration }{
+		{250, 0, 250},
+		{250, 250, 250},
+		{900, 250, 900},
+		{100, 900, 900}, // promises of 900 may be in force, and peers may ask for them
+		{250, 900, 900},
+	} {
+		st, err := store.Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		earlier, most, err := raisePromise(st, c.d)
+		if err != nil || earlier != c.earlier || most != c.most {
+			t.Errorf("life %d: earlier lives promised %d, this one may %d, %v; want %d and %d",
+				i+1, earlier, most, err, c.earlier, c.most)
+		}
+		if err := st.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestSupportFlagsAreValidated(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		duration, interval time.Duration
+		ok                 bool
+	}{
+		{0, 0, true}, // the defaults
+		{50 * time.Millisecond, 16 * time.Millisecond, true},
+		{50 * time.Millisecond, 17 * time.Millisecond, false}, // more than a third
+		{49 * time.Millisecond, 10 * time.Millisecond, false},
+		{10 * time.Second, time.Second, true},
+		{11 * time.Second, time.Second, false},
+		{time.Second, time.Millisecond, false},
+		{time.Second, -time.Second, false},
+	} {
+		cfg := Config{
+			Data: "d", SupportDuration: c.duration, SupportInterval: c.interval,
+		}.WithDefaults()
+		if err := cfg.Validate(); (err == nil) != c.ok {
+			t.Errorf("%v and %v: %v", c.duration, c.interval, err)
+		}
+	}
+}
