@@ -136,3 +136,23 @@ func TestReadDuringASplitThatDropsItsRightHalfIsNotTakenForNotFound(t *testing.T
 	}
 	n.jobs = nil
 }
+
+// R9i: whatever was read before a write lies below it, also when the reader was
+// another leader whose clock was ahead.
+func TestNewLeaderWritesAboveItsClock(t *testing.T) {
+	t.Parallel()
+	w := threeNodes(t, nil)
+	l := w.leader(2)
+	l.put("k", "old")
+	ahead := hlc.New(w.wall+500, 0)
+	wantCode(t, l.do(&kv.Request{Verb: kv.VerbGet, Key: key("k"), Timestamp: ahead}), kv.CodeOK)
+	w.transfer(2, l.id%3+1)
+	w.tick(5)
+	n := w.leader(2)
+	if n == l {
+		t.Fatal("the leader did not change")
+	}
+	if version := n.put("k", "new"); version <= ahead {
+		t.Fatalf("written at %d, read before at %d", version, ahead)
+	}
+}

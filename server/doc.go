@@ -33,10 +33,11 @@
 // # Goroutines
 //
 // Per node: what multiraft.Host and rpc.Transport run, the clock bound, the one
-// that compares the time, the one that ends promises of support when their time has come (support.go), the
-// driver, the reporter, the range id refill, maintenance, the read pool, HTTP,
-// gRPC and the one that waits for the end. Per client stream: its reader (grpc's
-// handler) and its writer. Nothing starts in a constructor.
+// that compares the time with the other nodes', the one that ends promises of
+// support when their time has come (support.go), the driver, the reporter, the
+// range id refill, maintenance, the read pool, HTTP, gRPC and the one that waits
+// for the end. Per client stream: its reader (grpc's handler) and its writer.
+// Nothing starts in a constructor.
 //
 // # Rejected
 //
