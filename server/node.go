@@ -180,6 +180,7 @@ func (n *node) run(ctx context.Context) error {
 	part("range ids", n.ids.run)    // refills the stock of range ids
 	part("maintenance", n.maintain) // what time drives in ranges
 	part("disk", n.watchDisk)       // free space, read-only mode
+	part("memory", returnMemory)    // gives back what a burst of work has used
 	part("serve", func(context.Context) error { return n.serve(n.s.bounded(n.s.grpcLn, n.s.connections)) })
 	part("stop", func(all context.Context) error { // hands over, then ends the others
 		select {

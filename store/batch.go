@@ -173,8 +173,9 @@ func (s *Store) applyNoSyncWait(b *pebble.Batch) error {
 
 // PendingSync is a commit whose sync runs. One goroutine calls Wait, once.
 type PendingSync struct {
-	s *Store
-	b *pebble.Batch // nil: nothing to wait for
+	s    *Store
+	b    *pebble.Batch // nil: nothing to wait for
+	mark syncMark
 }
 
 // CommitSync commits and starts the sync without waiting: visible on return.
@@ -193,7 +194,9 @@ func (s *Store) CommitSync(b *Batch) (*PendingSync, error) {
 	if s.o.Simulated {
 		apply = s.applyNoSync
 	}
+	s.progress.begin(&p.mark)
 	if err := s.commit(b, apply); err != nil {
+		s.progress.end(&p.mark)
 		return nil, err
 	}
 	p.b = b.b
@@ -209,6 +212,7 @@ func (p *PendingSync) Wait() error {
 	}
 	s, b := p.s, p.b
 	p.b = nil
+	defer s.progress.end(&p.mark)
 	if s.o.Simulated {
 		// One log in sequence order: a sync of its end covers the commit.
 		if err := s.Sync(); err != nil {

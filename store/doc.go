@@ -31,11 +31,14 @@
 // to one goroutine, and to its PendingSync until Wait has returned. A GroupLog
 // belongs to its group's shard. OutgoingSnapshot and IncomingSnapshot belong to
 // one goroutine each. Nothing here starts a goroutine (Pebble has its own), and
-// nothing reads a clock.
+// nothing reads a clock but the one of Options.Monotonic, by which SyncStalled
+// knows a disk that hangs (progress.go).
 //
 // CommitNoSync and CommitSync block only while Pebble stalls writes, which
 // WriteStalled foresees. Identity's writers, PendingSync.Wait and
-// IncomingSnapshot.Install block for the disk.
+// IncomingSnapshot.Install block for the disk. What a node needs to introduce
+// itself, to recognise its peers and to say how it is does not: Record, MetPeer of
+// a life that is known, Metrics, SyncStalled.
 //
 // # Rejected
 //

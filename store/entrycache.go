@@ -39,7 +39,7 @@ type ring struct {
 
 const (
 	entryOverhead = 128 // bytes charged beside the data: the entry, its scalars, its slot
-	ringMinSlots  = 16
+	ringMinSlots  = 4
 	readSlots     = 64 // of the answer to a read, which grows beyond
 )
 

@@ -23,6 +23,8 @@ var (
 var (
 	// ErrJoined says that the store belongs to another cluster or node already.
 	ErrJoined = errors.New("store already belongs to a node")
+	// ErrBoundEnded says that the clock bound was ended: this life's clock is over.
+	ErrBoundEnded = errors.New("clock bound was ended by a clean stop")
 	// ErrEarlierLife says that a peer shows an earlier life than it had before:
 	// its store was rolled back or replaced.
 	ErrEarlierLife = errors.New("peer shows an earlier life than before")

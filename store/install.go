@@ -43,6 +43,7 @@ func (in *IncomingSnapshot) Install(
 func (in *IncomingSnapshot) install(
 	hs *raftpb.HardState, self ids.ReplicaID, clearStart, clearEnd []byte,
 ) error {
+	in.s.preloaded.take(in.r)
 	next, err := in.s.Log().Tombstone(in.r)
 	if err != nil {
 		return err

@@ -73,7 +73,9 @@ func (s *Store) markNow() error {
 	if !ok {
 		return nil
 	}
-	err := s.db.Set(markKey(n), markValue(n), pebble.Sync)
+	err := s.progress.during(func() error {
+		return s.db.Set(markKey(n), markValue(n), pebble.Sync)
+	})
 	s.marks.done(n, err == nil)
 	if err != nil {
 		return fmt.Errorf("mark memtable of store %q: %w", s.o.Dir, err)

@@ -37,9 +37,10 @@ type Metrics struct {
 	WriteStalls     uint64 // begun
 	WriteStalled    bool
 	ReadOnly        bool
-	LowDisk         uint64 // warnings
-	DiskSlow        uint64 // operations that took longer than 5 s
-	BackgroundError uint64 // failed flushes and compactions (they are retried)
+	LowDisk         uint64        // warnings
+	DiskSlow        uint64        // operations that took longer than 5 s
+	BackgroundError uint64        // failed flushes and compactions (they are retried)
+	SyncAge         time.Duration // of the oldest sync under way; see Store.SyncAge
 
 	BlockCacheBytes  int64
 	BlockCacheHits   int64
@@ -96,6 +97,7 @@ func (s *Store) Metrics() Metrics {
 		LowDisk:          c.lowDisk.Load(),
 		DiskSlow:         c.diskSlow.Load(),
 		BackgroundError:  c.backgroundErrors.Load(),
+		SyncAge:          s.SyncAge(),
 		BlockCacheBytes:  p.BlockCache.Size,
 		BlockCacheHits:   p.BlockCache.Hits,
 		BlockCacheMisses: p.BlockCache.Misses,

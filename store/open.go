@@ -32,6 +32,7 @@ func Open(o Options) (*Store, error) {
 		s.fs, s.fsCloser = vfs.WithDiskHealthChecks(vfs.Default, diskSlowAfter, nil, s.onDiskSlow)
 	}
 	s.identity.s = s
+	s.progress.clock = s.o.Monotonic
 	s.cache.init(s.o.EntryCacheBytes)
 	if err := s.open(); err != nil {
 		// The reason why it did not open is worth more than how closing went.

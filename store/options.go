@@ -45,6 +45,9 @@ type Options struct {
 	// Pebble begins a new memtable and syncs what stands before it.
 	Simulated bool
 	Random    func() uint64 // store id, marks; default crypto/rand
+	// Monotonic is a clock that never goes back, for SyncStalled; nil: the store
+	// is never stalled. Any goroutine, under a lock that is held for nothing else.
+	Monotonic func() time.Duration
 	// AfterCommit is called after each commit, on its goroutine, with no lock of
 	// the store held (nil: not at all). The simulator crashes nodes there, between
 	// two writes of one pass.

@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"github.com/cockroachdb/pebble/v2"
-
 	"github.com/flotilla-kv/flotilla/internal/ids"
 )
 
@@ -19,22 +17,25 @@ type peer struct {
 
 // MetPeer durably remembers a peer's life and mark; it returns ErrEarlierLife
 // for a life before the remembered one and ErrCopiedStore for a second mark of
-// the same life. A later life blocks for one fsync; the same one costs a lookup.
+// the same life. A later life blocks for one fsync; any other costs a lookup and
+// does not wait for a later one that is being written, of whatever peer: while
+// the disk hangs, those who are known come and go.
 func (id *Identity) MetPeer(n ids.NodeID, life ids.Life, mark uint64) error {
+	known, err := id.peer(n)
+	if err != nil {
+		return err
+	}
+	if life <= known.life {
+		return known.recognise(n, life, mark)
+	}
 	id.peersMu.Lock()
 	defer id.peersMu.Unlock()
-	known, err := id.peer(n)
-	switch {
-	case err != nil:
+	// It may have been met while this goroutine waited.
+	if known, err = id.peer(n); err != nil {
 		return err
-	case life < known.life:
-		return fmt.Errorf("meet %v: %w: life %d after %d: its store was rolled back or replaced; "+
-			"%s", n, ErrEarlierLife, life, known.life, remedyRebuild)
-	case life == known.life && mark != known.mark:
-		return fmt.Errorf("meet %v: %w: life %d with marks %016x and %016x: stop one of the two "+
-			"processes and remove its directory", n, ErrCopiedStore, life, known.mark, mark)
-	case life == known.life:
-		return nil
+	}
+	if life <= known.life {
+		return known.recognise(n, life, mark)
 	}
 	v := binary.BigEndian.AppendUint64(nil, uint64(life))
 	v = binary.BigEndian.AppendUint64(v, mark)
@@ -42,20 +43,33 @@ func (id *Identity) MetPeer(n ids.NodeID, life ids.Life, mark uint64) error {
 	defer b.Close()
 	err = b.b.Set(peerKey(n), v, nil)
 	if err == nil {
-		err = id.s.commit(b, func(pb *pebble.Batch) error { return id.s.db.Apply(pb, pebble.Sync) })
+		err = id.s.progress.during(func() error { return id.s.commitAndSync(b) })
 	}
 	if err != nil {
 		return fmt.Errorf("remember %v in store %q: %w", n, id.s.o.Dir, err)
 	}
-	id.peers[n] = peer{life, mark}
+	id.peers.Store(n, peer{life, mark})
+	return nil
+}
+
+// recognise judges a life that is not later than the known one.
+func (known peer) recognise(n ids.NodeID, life ids.Life, mark uint64) error {
+	switch {
+	case life < known.life:
+		return fmt.Errorf("meet %v: %w: life %d after %d: its store was rolled back or replaced; "+
+			"%s", n, ErrEarlierLife, life, known.life, remedyRebuild)
+	case life == known.life && mark != known.mark:
+		return fmt.Errorf("meet %v: %w: life %d with marks %016x and %016x: stop one of the two "+
+			"processes and remove its directory", n, ErrCopiedStore, life, known.mark, mark)
+	}
 	return nil
 }
 
 // peer returns what is remembered of a node; the zero value: nothing. The cache
 // has one entry per node ever met.
 func (id *Identity) peer(n ids.NodeID) (peer, error) {
-	if p, ok := id.peers[n]; ok {
-		return p, nil
+	if p, ok := id.peers.Load(n); ok {
+		return p.(peer), nil
 	}
 	v, err := id.s.get(peerKey(n))
 	if err != nil {
@@ -68,9 +82,7 @@ func (id *Identity) peer(n ids.NodeID) (peer, error) {
 		}
 		p = peer{ids.Life(binary.BigEndian.Uint64(v)), binary.BigEndian.Uint64(v[8:])}
 	}
-	if id.peers == nil {
-		id.peers = make(map[ids.NodeID]peer)
-	}
-	id.peers[n] = p
-	return p, nil
+	// Another goroutine may have met the peer since the record was read.
+	newest, _ := id.peers.LoadOrStore(n, p)
+	return newest.(peer), nil
 }

@@ -27,11 +27,10 @@ func (l *Log) Tombstone(r ids.RangeID) (next ids.ReplicaID, err error) {
 	if err != nil || v == nil {
 		return 0, err
 	}
-	n, w := binary.Uvarint(v)
-	if w <= 0 {
-		return 0, fmt.Errorf("tombstone of %v in store %q is damaged", r, l.s.o.Dir)
+	if next, err = decodeTombstone(v); err != nil {
+		return 0, fmt.Errorf("read from store %q: %v: %w", l.s.o.Dir, r, err)
 	}
-	return ids.ReplicaID(n), nil
+	return next, nil
 }
 
 // PutTombstone stages a tombstone. It is never lowered: a lower next than the
@@ -78,10 +77,14 @@ type GroupLog struct {
 // termRun says that entries from index on (to the next run) have term.
 type termRun position
 
-// Group loads a group's log. A group without one has first index 1, last 0. The
-// commit index is raised to the applied index, since a hard state in which only
-// the commit index moved need not be written.
+// Group loads a group's log, without a read if Preload has done that. A group
+// without one has first index 1, last 0. The commit index is raised to the
+// applied index, since a hard state in which only the commit index moved need not
+// be written.
 func (l *Log) Group(r ids.RangeID) (*GroupLog, error) {
+	if g := l.s.preloaded.take(r); g != nil {
+		return g, nil
+	}
 	g := &GroupLog{s: l.s, id: r}
 	it, err := l.s.iterator(ownSpan(r))
 	if err != nil {
@@ -103,32 +106,59 @@ func (g *GroupLog) load(it *pebble.Iterator) error {
 	if err != nil {
 		return err
 	}
-	g.conf = confState(applied.GetConf())
 	if g.hs, g.trunc, err = readRaftState(it, g.id); err != nil {
 		return err
 	}
 	for ok := it.SeekGE(logKey(g.id, g.trunc.index+1)); ok; ok = it.Next() {
-		index, isLog := decodeLogKey(it.Key())
-		if !isLog {
-			break
-		}
+		_, sub, _ := decodeRangeKey(it.Key())
 		v, err := it.ValueAndErr()
+		if err == nil {
+			err = g.take(sub, it.Key(), v)
+		}
 		if err != nil {
 			return err
 		}
-		_, term, _, err := splitEntryValue(v)
-		if err != nil {
-			return fmt.Errorf("entry %d: %w", index, err)
-		}
-		if index != g.last()+1 || term < g.lastTerm() {
-			return fmt.Errorf("entry %d of term %d follows entry %d of term %d", index, term,
-				g.last(), g.lastTerm())
-		}
-		g.note(index, term, logKeyLen+len(v))
 	}
 	if err := it.Error(); err != nil {
 		return err
 	}
+	return g.finish(&applied)
+}
+
+// take takes over one stored record of the log. They come in the order of their
+// keys: hard state, truncated state, entries after it.
+func (g *GroupLog) take(sub byte, key, v []byte) (err error) {
+	switch sub {
+	case rangeHardState:
+		g.hs, err = decodeHardState(v)
+	case rangeTruncated:
+		g.trunc, err = decodePosition(v)
+	case rangeLog:
+		err = g.takeEntry(key, v)
+	}
+	return err
+}
+
+func (g *GroupLog) takeEntry(key, v []byte) error {
+	index, ok := decodeLogKey(key)
+	if !ok {
+		return fmt.Errorf("key %x is malformed", key)
+	}
+	_, term, _, err := splitEntryValue(v)
+	if err != nil {
+		return fmt.Errorf("entry %d: %w", index, err)
+	}
+	if index != g.last()+1 || term < g.lastTerm() {
+		return fmt.Errorf("entry %d of term %d follows entry %d of term %d", index, term,
+			g.last(), g.lastTerm())
+	}
+	g.note(index, term, logKeyLen+len(v))
+	return nil
+}
+
+// finish completes the log by what is applied, and checks it.
+func (g *GroupLog) finish(applied *metapb.AppliedState) error {
+	g.conf = confState(applied.GetConf())
 	g.hs.commit = max(g.hs.commit, applied.GetIndex())
 	// Either would make raft panic, or vote twice.
 	if g.hs.commit > g.last() || g.hs.term < g.lastTerm() {
@@ -175,6 +205,7 @@ func confState(c *metapb.ConfState) *raftpb.ConfState {
 // nothing is staged. It reads the store: an uninitialised group of the range
 // must have been removed, with its batches committed.
 func (l *Log) InitialGroup(b *Batch, r ids.RangeID, index ids.Index, term ids.Term) error {
+	l.s.preloaded.take(r)
 	it, err := l.s.iterator(ownSpan(r))
 	if err != nil {
 		return err

@@ -84,26 +84,14 @@ func readReplica(it *pebble.Iterator, r ids.RangeID) (*ReplicaState, error) {
 	if err != nil || v == nil {
 		return nil, err
 	}
-	self, n := binary.Uvarint(v)
-	if n <= 0 {
-		return nil, fmt.Errorf("descriptor record is damaged")
-	}
-	rs := &ReplicaState{
-		Descriptor: new(metapb.RangeDescriptor),
-		Replica:    ids.ReplicaID(self),
-		Applied:    new(metapb.AppliedState),
-	}
-	if err := proto.Unmarshal(v[n:], rs.Descriptor); err != nil {
-		return nil, fmt.Errorf("descriptor record is damaged: %w", err)
-	}
-	v, err = seekExact(it, rangeKey(r, rangeApplied))
+	rs, err := decodeDescriptor(v)
 	if err != nil {
 		return nil, err
 	}
-	if err := proto.Unmarshal(v, rs.Applied); err != nil {
-		return nil, fmt.Errorf("applied state is damaged: %w", err)
+	if v, err = seekExact(it, rangeKey(r, rangeApplied)); err != nil {
+		return nil, err
 	}
-	return rs, nil
+	return rs, rs.takeApplied(v)
 }
 
 // seekExact returns the value under key, nil if there is none. It is valid
@@ -119,7 +107,8 @@ func seekExact(it *pebble.Iterator, key []byte) ([]byte, error) {
 	return v, err
 }
 
-// Replicas lists all replicas of the store in order of range id (start-up).
+// Replicas lists all replicas of the store in order of range id. A node's start
+// has more use for Preload.
 func (st *State) Replicas() ([]*ReplicaState, error) {
 	var all []*ReplicaState
 	err := st.forEachRange(func(it *pebble.Iterator, r ids.RangeID) error {
@@ -164,6 +153,7 @@ func (st *State) forEachRange(f func(*pebble.Iterator, ids.RangeID) error) (err 
 // tombstone: descriptor, applied state, log, hard state and, if the span is not
 // empty, the user data in it.
 func (st *State) DestroyReplica(b *Batch, r ids.RangeID, start, end []byte) error {
+	st.s.preloaded.take(r)
 	spans := []span{ownSpan(r)}
 	if len(end) > 0 {
 		invariant.Check(string(start) < string(end), "destroy %v: span %x to %x", r, start, end)

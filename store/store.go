@@ -21,11 +21,13 @@ type Store struct {
 	db       *pebble.DB
 	options  *pebble.Options // as given to Pebble, for writers of sstables
 
-	identity Identity
-	marks    marks
-	cache    entryCache
-	metrics  counters
-	batches  sync.Pool // *Batch
+	identity  Identity
+	marks     marks
+	cache     entryCache
+	preloaded preloaded
+	metrics   counters
+	progress  progress
+	batches   sync.Pool // *Batch
 
 	quietUntil atomic.Uint64 // committed bytes before which memtables cannot be near a stall
 	stalled    atomic.Bool   // Pebble stalls writes now
@@ -72,7 +74,8 @@ func (s *Store) release() error {
 func (s *Store) Sync() error {
 	// One write-ahead log in sequence order: syncing an empty record makes all
 	// that stands before it durable.
-	if err := s.db.LogData(nil, pebble.Sync); err != nil {
+	err := s.progress.during(func() error { return s.db.LogData(nil, pebble.Sync) })
+	if err != nil {
 		return fmt.Errorf("sync store %q: %w", s.o.Dir, err)
 	}
 	return nil

@@ -27,9 +27,6 @@ const (
 	// marginPart is the reciprocal of the part of D that the asking side does not
 	// count. It must be at least two rho (5 %); the other half is slack.
 	marginPart = 10
-	// maxDeviation is by how much the real wall clock may move against the
-	// extrapolated one between a request and the use of its grant.
-	maxDeviation = 100 * time.Millisecond
 )
 
 // sliver is how far a ceiling lies above a hybrid clock that is ahead of the
@@ -121,6 +118,14 @@ func (c Config) withDefaults() Config {
 		c.OnVotes = func() {}
 	}
 	return c
+}
+
+// maxDeviation is by how much the real wall clock may move against the lease clock
+// between a request and the use of its grant: the slack that drift leaves of the
+// margin (12.5 ms of 250 ms). A machine may have stood still for as long without
+// its lease clock noticing, and more would reach beyond the end of the promise.
+func (c Config) maxDeviation() time.Duration {
+	return c.Duration/marginPart - 2*c.Duration/driftPart
 }
 
 // bootWait is how long a node that may have made promises in an earlier life

@@ -72,7 +72,7 @@ func (p *Peer) Counts(e Epoch, now time.Duration, ts hlc.Timestamp) (ok, short b
 	if s == nil || e == 0 || s.Epoch != e || now >= s.Until {
 		return false, false
 	}
-	if (p.table.cfg.Deviation() - s.deviation).Abs() > maxDeviation {
+	if (p.table.cfg.Deviation() - s.deviation).Abs() > p.table.cfg.maxDeviation() {
 		return false, false
 	}
 	if ts > s.Ceiling && !canary.On(canary.LeaseNoCeiling) {

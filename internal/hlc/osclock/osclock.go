@@ -145,7 +145,8 @@ func (c *Clock) elapsed(mono time.Duration) time.Duration {
 func (c *Clock) Wall() int64 {
 	now := c.read()
 	wall := now.mono + time.Duration(c.offset.Load())
-	if deviation := now.wall - wall; deviation.Abs() >= ignored {
+	// A step that was taken back exactly must be noticed, too.
+	if deviation := now.wall - wall; deviation.Abs() >= ignored || c.Step() != 0 {
 		c.adjust(now)
 		wall = now.mono + time.Duration(c.offset.Load())
 	}

@@ -78,6 +78,19 @@ func TestAStepByMinutesNeitherStallsNorJumpsTheClock(t *testing.T) {
 	}
 }
 
+func TestAStepThatIsTakenBackExactlyIsNoStepAnyMore(t *testing.T) {
+	t.Parallel()
+	m := newMachine()
+	c := m.clock()
+	m.wall += 10 * time.Minute
+	m.run(c, time.Second, nil)
+	m.wall -= 10 * time.Minute
+	m.run(c, time.Second, nil)
+	if c.Step() != 0 {
+		t.Fatalf("step %v after it was taken back", c.Step())
+	}
+}
+
 func TestAStepThatPeersAgreeOnIsAdopted(t *testing.T) {
 	t.Parallel()
 	for _, step := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {
