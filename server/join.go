@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -24,7 +25,7 @@ const (
 	joinEvery   = 500 * time.Millisecond
 	noticeEvery = 5 * time.Second
 	// seedCheckTimeout bounds what a restart waits for --join's addresses.
-	seedCheckTimeout = 3 * time.Second
+	seedCheckTimeout = 500 * time.Millisecond
 	// maxRedirects bounds the addresses that answers add to a round.
 	maxRedirects = 8
 )
@@ -59,12 +60,33 @@ func (s *Server) checkSeeds(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, seedCheckTimeout)
 	defer cancel()
-	if _, err := s.askAll(ctx); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("data directory %q belongs to %v of cluster %016x: %w; "+
-			"give --data of that cluster's node, or correct --join", s.cfg.Data,
-			s.store.Identity().Record().Node, s.store.Identity().Record().ClusterID, err)
+	rec := s.store.Identity().Record()
+	errs := make([]error, len(s.cfg.Join))
+	var wg sync.WaitGroup
+	for i, addr := range s.cfg.Join {
+		wg.Go(func() { errs[i] = askCluster(ctx, addr, rec.ClusterID) })
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if status.Code(err) == codes.FailedPrecondition {
+			return fmt.Errorf("data directory %q belongs to %v of cluster %016x: "+
+				"asked %s: %s; give --data of that cluster's node, or correct --join", s.cfg.Data,
+				rec.Node, rec.ClusterID, s.cfg.Join[i], status.Convert(err).Message())
+		}
 	}
 	return nil
+}
+
+// askCluster asks whether a node belongs to a cluster: with a question that every
+// node answers, whoever leads.
+func askCluster(ctx context.Context, addr string, cluster uint64) error {
+	conn, err := rpc.Dial(addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = adminpb.NewControlClient(conn).Time(ctx, &adminpb.TimeRequest{ClusterId: cluster})
+	return err
 }
 
 // askRound is what came of asking every address once.
