@@ -46,7 +46,7 @@ type Group struct {
 	record       record                // whom this replica follows; see record.go
 	awaited      awaited               // a leader to whom nothing is promised
 	deferred     *raftpb.Message       // a request for a vote that came too early
-	deferredAt   uint64                // the shard's tick then
+	deferredAt   leaseTime             // when it came
 
 	// Who is awake and who campaigns; see wake.go and elect.go. In ticks.
 	awake    uint64 // since it woke

@@ -22,7 +22,8 @@ type Host struct {
 	stopped      atomic.Bool
 	failure      atomic.Pointer[error] // the store could not keep a promise
 
-	jobs jobQueue
+	jobs    jobQueue
+	stirred chan struct{} // a token: some shard needs ticks again
 
 	groupsMu sync.Mutex
 	groups   map[ids.RangeID]*Group // for uniqueness and RemoveGroup only
@@ -36,6 +37,7 @@ func NewHost(cfg Config) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{cfg: cfg, groups: make(map[ids.RangeID]*Group)}
+	h.stirred = make(chan struct{}, wakeTokens)
 	h.jobs.notify = make(chan struct{}, backgroundWorkers)
 	if h.cfg.Background == nil {
 		h.cfg.Background = h.jobs.push

@@ -2,6 +2,7 @@ package multiraft
 
 import (
 	"bytes"
+	"time"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -131,7 +132,7 @@ func (g *Group) mayVote(m *Message) bool {
 	}
 	// What the former life of this process promised is not known any more (R6).
 	if !g.host.cfg.Support.MayVote() {
-		g.deferred, g.deferredAt = m.Raft, g.shard.now
+		g.deferred, g.deferredAt = m.Raft, g.host.cfg.Support.Now()
 		return false
 	}
 	if g.status.IsLeader {
@@ -142,7 +143,7 @@ func (g *Group) mayVote(m *Message) bool {
 	}
 	// The record's leader itself may ask: it has left the term then.
 	if g.held() && ids.ReplicaID(m.Raft.GetFrom()) != g.record.leader {
-		g.deferred, g.deferredAt = m.Raft, g.shard.now
+		g.deferred, g.deferredAt = m.Raft, g.host.cfg.Support.Now()
 		return false
 	}
 	if g.record.leader != 0 {
@@ -171,7 +172,8 @@ func (g *Group) forgetLeader() { _ = g.rn.ForgetLeader() }
 // hasDeferred says whether a request for a vote came too early, and not so long
 // ago that its sender has given up.
 func (g *Group) hasDeferred() bool {
-	return g.deferred != nil && g.shard.now-g.deferredAt < uint64(g.host.cfg.ElectionTicks)
+	timeout := g.host.cfg.TickInterval * time.Duration(g.host.cfg.ElectionTicks)
+	return g.deferred != nil && g.host.cfg.Support.Now()-g.deferredAt < timeout
 }
 
 // stepDeferred steps that request now.

@@ -60,18 +60,39 @@ func (h *Host) waitForSyncs(ctx context.Context, shard int) error {
 	return nil
 }
 
-// tickEvery is the one place of this package that knows real time.
+// tickEvery is the one place of this package that knows real time. While every
+// group is at rest there is no tick either: logical time stands still.
 func (h *Host) tickEvery(ctx context.Context, interval time.Duration) error {
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
 	for {
 		select {
-		case <-ticker.C:
-			h.Tick()
+		case <-timer.C:
 		case <-ctx.Done():
 			return nil
 		}
+		if h.resting() {
+			select {
+			case <-h.stirred:
+			case <-ctx.Done():
+				return nil
+			}
+		} else {
+			h.Tick()
+		}
+		timer.Reset(interval)
 	}
+}
+
+// resting says whether no shard needs ticks. A shard that needs one again says so
+// after it has set its mark, so none is missed.
+func (h *Host) resting() bool {
+	for _, s := range h.shards {
+		if s.needsTicks.Load() {
+			return false
+		}
+	}
+	return true
 }
 
 // drain ends what the stopped goroutines left: jobs are run (a snapshot that

@@ -13,11 +13,13 @@ import (
 // A shard is a share of the groups and all that one pass needs. Everything but
 // the inbox, more and the metrics belongs to the goroutine that polls it.
 type shard struct {
-	host    *Host
-	inbox   inbox
-	more    atomic.Bool // the last pass left work
-	metrics metrics
-	logger  raftLogger
+	host  *Host
+	inbox inbox
+	more  atomic.Bool // the last pass left work
+	// needsTicks says that a group is awake, or a message waits for a birth.
+	needsTicks atomic.Bool
+	metrics    metrics
+	logger     raftLogger
 
 	groups map[ids.RangeID]*Group // for lookup only
 	order  []*Group               // by range id: ticks and everything that walks
@@ -71,6 +73,14 @@ func newShard(h *Host, index int) *shard {
 	s.unborn.init(h.cfg.Shards)
 	s.logger = raftLogger{logger: h.cfg.Logger, budget: maxWarningsPerTick}
 	return s
+}
+
+// stir has the ticks begin again if they had stopped.
+func (s *shard) stir() {
+	if !s.needsTicks.Load() {
+		s.needsTicks.Store(true)
+		wake(s.host.stirred)
+	}
 }
 
 // queue puts a group on the list of those that may have a Ready.

@@ -116,6 +116,7 @@ func (s *shard) receiveUnborn(from ids.NodeID, m *Message) {
 		return
 	}
 	w := s.unborn.record(m.Range, s.now)
+	s.stir()
 	switch bytes := messageBytes(m.Raft); {
 	case w == nil:
 		s.metrics.messagesDropped.Add(1)

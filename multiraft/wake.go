@@ -34,6 +34,7 @@ func (g *Group) wake() {
 	}
 	g.active = true
 	g.awake = 0
+	g.shard.stir()
 	g.shard.active = append(g.shard.active, g)
 	if g.status.IsLeader {
 		// How long a follower was silent while nobody spoke says nothing.
@@ -67,6 +68,9 @@ func (s *shard) tick() {
 	clear(list)
 	s.spareActive = list[:0]
 	s.metrics.awake.Store(int64(len(s.active)))
+	if len(s.active) == 0 && len(s.unborn.order) == 0 {
+		s.needsTicks.Store(false)
+	}
 }
 
 // tick says whether the group stays awake.

@@ -23,8 +23,10 @@ type Config struct {
 	// SuspectAfter is how long a node may be silent before it counts as failed
 	// and gets nothing new, default 3 s. Nodes should report several times in it.
 	SuspectAfter time.Duration
-	MaxMoves     int          // operators that change replicas at a time, default 4
-	MaxTransfers int          // leader transfers at a time, default 8
+	MaxMoves     int // operators that change replicas at a time, default 4
+	// MaxTransfers is how many leaders move at a time, default 8; in a cluster of
+	// many ranges more do, see rangesPerTransfer.
+	MaxTransfers int
 	Logger       *slog.Logger // default: none
 }
 
@@ -35,6 +37,11 @@ const (
 	defaultSuspectAfter      = 3 * time.Second
 	defaultMaxMoves          = 4
 	defaultMaxTransfers      = 8
+
+	// rangesPerTransfer is for how many ranges one leader moves at a time. A node
+	// that comes back takes over a third of all leaders of a small cluster; a few
+	// at a time, tens of thousands would take hours.
+	rangesPerTransfer = 512
 
 	// maxChecks bounds the ranges that one Step checks; the others keep their place.
 	maxChecks = 1000
@@ -233,11 +240,12 @@ func (d *Driver) plan() {
 			moves++
 		}
 	}
-	if transfers >= d.cfg.MaxTransfers || !c.unbalanced && c.now < c.balanceAt {
+	limit := max(d.cfg.MaxTransfers, len(c.dir.byID)/rangesPerTransfer)
+	if transfers >= limit || !c.unbalanced && c.now < c.balanceAt {
 		return
 	}
 	c.influence()
-	ops, stuck := spreadLeaders(c, d.cfg.MaxTransfers-transfers)
+	ops, stuck := spreadLeaders(c, limit-transfers)
 	c.offset += maxLooks
 	c.unbalanced, c.balanceAt = false, farAway
 	if stuck {

@@ -344,3 +344,34 @@ func TestTurmoilEndsInRest(t *testing.T) {
 		w.quiet(10 * time.Minute)
 	}
 }
+
+func TestInAClusterOfManyRangesMoreLeadersMoveAtATime(t *testing.T) {
+	t.Parallel()
+	for _, ranges := range []uint64{600, 20 * rangesPerTransfer} {
+		d := activeDriver(t, newMemKV())
+		var reports []*metapb.NodeReport
+		for n := uint64(1); n <= 3; n++ {
+			desc := &metapb.NodeDescriptor{NodeId: n, StoreId: n, Address: "a:1"}
+			d.cluster.register(desc, 1)
+			reports = append(reports, &metapb.NodeReport{Node: desc, Full: true})
+		}
+		for i := range ranges { // the first node leads all of them
+			f := benchFact(3, i, 1, 1)
+			f.LeaderNode = 1
+			reports[0].Facts = append(reports[0].Facts, f)
+		}
+		most := 0
+		for now := time.Duration(0); now < time.Minute; now += time.Second {
+			for _, r := range reports {
+				d.Report(now, r)
+				r.Facts, r.Full, r.Leaders = nil, false, uint32(d.cluster.nodes[ids.NodeID(
+					r.GetNode().GetNodeId())].leads.Len())
+			}
+			d.Step(now)
+			most = max(most, d.cluster.ops.Len())
+		}
+		if want := max(defaultMaxTransfers, int(ranges/rangesPerTransfer)); most != want {
+			t.Errorf("%d ranges: %d leaders move at a time, want %d", ranges, most, want)
+		}
+	}
+}

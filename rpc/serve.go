@@ -23,7 +23,6 @@ const (
 	serviceName    = "flotilla.Peer"
 	messagesMethod = "/" + serviceName + "/Messages"
 	snapshotMethod = "/" + serviceName + "/Snapshot"
-	supportMethod  = "/" + serviceName + "/Support"
 )
 
 func messagesStream() grpc.StreamDesc {
@@ -48,15 +47,14 @@ func snapshotStream() grpc.StreamDesc {
 type peerService interface {
 	serveMessages(s grpc.ServerStream) error
 	serveSnapshot(s grpc.ServerStream) error
-	serveSupport(s grpc.ServerStream) error
 }
 
-// Register adds the raft, snapshot and support stream services to a server.
+// Register adds the raft and snapshot stream services to a server.
 func (t *Transport) Register(s *grpc.Server) {
 	s.RegisterService(&grpc.ServiceDesc{
 		ServiceName: serviceName,
 		HandlerType: (*peerService)(nil),
-		Streams:     []grpc.StreamDesc{messagesStream(), snapshotStream(), supportStream()},
+		Streams:     []grpc.StreamDesc{messagesStream(), snapshotStream()},
 	}, t)
 }
 
@@ -163,12 +161,7 @@ func (t *Transport) accept(
 		t.cfg.Logger.Warn("refused a stream", "node", from, "error", err)
 		return 0, nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
-	newest := t.life(from)
-	for old := newest.Load(); old < h.GetLife(); old = newest.Load() {
-		if newest.CompareAndSwap(old, h.GetLife()) {
-			break
-		}
-	}
+	newest := t.supersede(from, h.GetLife())
 	answer := t.cfg.Hello()
 	answer.ToNodeId = uint64(from)
 	frame, err := t.protoFrame(kindHello, answer)
@@ -178,6 +171,18 @@ func (t *Transport) accept(
 	life := h.GetLife()
 	superseded = func() bool { return newest.Load() > life }
 	return from, superseded, s.SendMsg(&framecodec.Raw{Data: frame})
+}
+
+// supersede notes that a life of a node was met: frames of earlier ones must not
+// be heard any more.
+func (t *Transport) supersede(n ids.NodeID, life uint64) *atomic.Uint64 {
+	newest := t.life(n)
+	for old := newest.Load(); old < life; old = newest.Load() {
+		if newest.CompareAndSwap(old, life) {
+			break
+		}
+	}
+	return newest
 }
 
 func (t *Transport) life(n ids.NodeID) *atomic.Uint64 {

@@ -1,42 +1,51 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"github.com/flotilla-kv/flotilla/internal/ids"
-	"github.com/flotilla-kv/flotilla/proto/framecodec"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
 	"github.com/flotilla-kv/flotilla/support"
 )
 
-// Pace of the support streams.
+// Support travels in datagrams, one for each request and one for each grant.
+//
+// A promise must not end because a node is busy. On a stream of grpc a request
+// passes five goroutines of two saturated processes before it counts, and each
+// waits for its turn: with 300 ranges and 512 clients on two cores promises of
+// 250 ms ran out within a minute, and an idle pair cost 15 wake-ups an exchange
+// (measured). Here one goroutine writes and one reads. A datagram that is lost is
+// followed by another in an interval, none waits behind one that was lost, and
+// after a partition there is no back-off of TCP to sit out.
+//
+// Nobody is greeted before: each datagram names the cluster, its receiver and its
+// sender's life and mark. The first one of a life is told to Config.Met, as a
+// hello is, and heard when Met has agreed.
+
+// Pace and bounds of support.
 const (
-	// supportSilence is how long requests may stay unanswered before the stream
-	// is given up and dialled anew. Support has lapsed long before: this bounds
-	// how long after a cut heals TCP may still wait to repeat what it lost.
-	supportSilence = time.Second
-	// minSilentRounds is the same in rounds of requests, for long intervals.
-	minSilentRounds = 4
-	// supportReconnectMax is the longest wait between two attempts to reach a
-	// node that is wanted.
-	supportReconnectMax = 200 * time.Millisecond
 	// askedPart: rounds that reads ask for follow one another at this part of the
 	// interval at the soonest. A node whose clock is behind would ask all the time.
 	askedPart = 10
+	// addressAge is how long a resolved address is used before it is looked up
+	// again, beside the datagrams that go on to the old one.
+	addressAge = 5 * time.Second
+	// maxErrands bounds lookups and introductions that wait for the errand
+	// goroutine; more are dropped, and come again with the next datagram.
+	maxErrands = 256
+	// maxDatagram is more than any support datagram has.
+	maxDatagram = 512
+	// readPause follows a failed read, so that a broken socket does not spin.
+	readPause = 10 * time.Millisecond
 )
 
-// errSilent is why a stream was given up.
-var errSilent = errors.New("requests for support are not answered")
-
-// supports is what the streams need of *support.Table.
+// supports is what this package needs of *support.Table.
 type supports interface {
 	Wanted() []ids.NodeID
 	Request(to ids.NodeID) (support.Request, bool)
@@ -45,286 +54,319 @@ type supports interface {
 	Asked() <-chan struct{}
 }
 
-func supportStream() grpc.StreamDesc {
-	return grpc.StreamDesc{
-		StreamName: "Support", ServerStreams: true, ClientStreams: true,
-		Handler: func(srv any, s grpc.ServerStream) error {
-			return srv.(peerService).serveSupport(s)
-		},
+// supporter is the transport's side of support.
+type supporter struct {
+	t       *Transport
+	conn    *net.UDPConn
+	cluster uint64
+	life    uint64
+	mark    uint64
+	errands chan func()
+
+	mu    sync.Mutex
+	peers map[ids.NodeID]*supportPeer
+}
+
+// supportPeer is what is known of the way to one node. Guarded by supporter.mu.
+type supportPeer struct {
+	name string // as Resolve said; addr belongs to it
+	addr netip.AddrPort
+	due  bool // to be looked up again: addressAge has passed
+
+	life, mark uint64 // as met; life 0: not met
+	meeting    bool
+	verdict    string // why the last one was refused, told once
+}
+
+func newSupporter(t *Transport) *supporter {
+	h := t.cfg.Hello()
+	return &supporter{
+		t: t, conn: t.cfg.SupportConn,
+		cluster: h.GetClusterId(), life: h.GetLife(), mark: h.GetMark(),
+		errands: make(chan func(), maxErrands),
+		peers:   make(map[ids.NodeID]*supportPeer),
 	}
 }
 
-// asker sends requests for support to one node and hears its grants. It has a
-// goroutine, and so has every other node's: one that does not read delays none.
-type asker struct {
-	t    *Transport
-	node ids.NodeID
-	wake chan struct{} // a request is due
-
-	waiting atomic.Bool  // something was sent, or is being opened, and not answered yet
-	silent  atomic.Int32 // rounds that began while waiting
-
-	mu     sync.Mutex
-	cancel context.CancelCauseFunc // of the stream; nil while there is none
+// run asks, answers and listens until ctx ends; it closes the socket.
+func (s *supporter) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { s.ask(ctx) })
+	wg.Go(func() { s.askWhenTold(ctx) })
+	wg.Go(func() { s.runErrands(ctx) })
+	wg.Go(func() { s.refresh(ctx) })
+	wg.Go(func() { s.listen(ctx) })
+	<-ctx.Done()
+	_ = s.conn.Close() // ends the listener
+	wg.Wait()
 }
 
-// askForSupport makes one round of requests in every interval, and one when a
-// read has asked for it, until ctx ends. It never blocks on a peer: a round only
-// wakes the askers. The pace is its own, so that it counts how long a peer has
-// been silent in rounds that this node was awake for: after a pause of this
-// process the answers that wait unread are not taken for silence.
-func (t *Transport) askForSupport(ctx context.Context) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-t.support.Asked():
-			}
-			t.askAll(ctx, &wg, false)
-			t.cfg.Pause(ctx, t.cfg.SupportInterval/askedPart)
-		}
-	})
+// ask makes one round of requests in every interval.
+func (s *supporter) ask(ctx context.Context) {
 	for ctx.Err() == nil {
-		t.askAll(ctx, &wg, true)
-		t.cfg.Pause(ctx, t.cfg.SupportInterval)
+		s.round()
+		s.t.cfg.Pause(ctx, s.t.cfg.SupportInterval)
 	}
 }
 
-// askAll wakes the asker of every wanted node; the first time it starts it.
-// round counts the silence of those that have not answered.
-func (t *Transport) askAll(ctx context.Context, wg *sync.WaitGroup, round bool) {
-	for _, n := range t.support.Wanted() {
-		t.mu.Lock()
-		a, ok := t.askers[n]
-		if !ok {
-			a = &asker{t: t, node: n, wake: make(chan struct{}, wakeSlots)}
-			t.askers[n] = a
-		}
-		t.mu.Unlock()
-		if !ok {
-			wg.Go(func() { a.run(ctx) })
-		}
-		if round && a.isSilent() {
-			a.giveUp()
-		}
-		wake(a.wake)
-	}
-}
-
-// isSilent counts one round and says whether it is one too many.
-func (a *asker) isSilent() bool {
-	if !a.waiting.Load() {
-		return false
-	}
-	limit := max(int32(supportSilence/a.t.cfg.SupportInterval), minSilentRounds)
-	return a.silent.Add(1) > limit
-}
-
-// heard ends the wait for an answer.
-func (a *asker) heard() {
-	a.waiting.Store(false)
-	a.silent.Store(0)
-}
-
-// giveUp ends the stream, whatever it is blocked in.
-func (a *asker) giveUp() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.cancel != nil {
-		a.cancel(errSilent)
-	}
-}
-
-func (a *asker) begin(cancel context.CancelCauseFunc) {
-	a.silent.Store(0)
-	a.waiting.Store(true)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.cancel = cancel
-}
-
-func (a *asker) end() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.cancel = nil
-}
-
-// run opens a stream when a request is due, and again after it broke.
-func (a *asker) run(ctx context.Context) {
-	for attempt := 0; ctx.Err() == nil; {
-		select {
-		case <-ctx.Done():
-			return
-		case <-a.wake:
-			wake(a.wake) // for the stream: the request is still due
-		}
-		answered, err := a.stream(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		if answered {
-			attempt = 0
-			a.t.metrics.supportLost.Add(1)
-			a.t.cfg.Logger.Warn("support stream lost", "node", a.node, "error", err)
-		} else {
-			attempt++
-			a.t.cfg.Logger.Debug("support not answered", "node", a.node, "error", err)
-		}
-		a.t.cfg.Pause(ctx, redialAfter(a.t.cfg.Self, a.node, attempt, supportReconnectMax))
-	}
-}
-
-// stream dials, exchanges hellos and asks until the stream breaks; answered says
-// whether there was any grant.
-func (a *asker) stream(ctx context.Context) (answered bool, err error) {
-	t := a.t
-	addr, ok := t.cfg.Resolve(a.node)
-	if !ok {
-		return false, fmt.Errorf("open support stream to %v: %w", a.node, ErrUnknownNode)
-	}
-	conn, err := Dial(addr)
-	if err != nil {
-		return false, err
-	}
-	defer conn.Close()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	a.begin(cancel)
-	defer a.end()
-	s, err := t.open(ctx, conn, a.node, supportStream(), supportMethod)
-	if context.Cause(ctx) == errSilent {
-		err = errSilent
-	}
-	if err != nil {
-		return false, fmt.Errorf("open support stream to %v at %s: %w", a.node, addr, err)
-	}
-	a.heard()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel(nil) // ends the listener
-	heardErr := make(chan error, wakeSlots)
-	wg.Go(func() {
-		heardErr <- a.hearGrants(s, &answered)
-		cancel(nil)
-	})
-	t.cfg.Logger.Debug("support stream opened", "node", a.node, "address", addr)
-	err = a.ask(ctx, s)
-	cancel(nil)
-	if said := <-heardErr; said != nil {
-		err = said // the peer's own words say more than "cancelled"
-	}
-	if context.Cause(ctx) == errSilent {
-		err = errSilent
-	}
-	return answered, err
-}
-
-// ask sends a request whenever one is due, until the stream ends. The request is
-// composed right before it is written: its time counts from there (R4), and its
-// ceiling is the newest.
-func (a *asker) ask(ctx context.Context, s grpc.ClientStream) error {
+// askWhenTold makes a round when a read has asked for it.
+func (s *supporter) askWhenTold(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
-		case <-a.wake:
+			return
+		case <-s.t.support.Asked():
 		}
-		r, ok := a.t.support.Request(a.node)
+		s.round()
+		s.t.cfg.Pause(ctx, s.t.cfg.SupportInterval/askedPart)
+	}
+}
+
+// round sends a request to every wanted node. Each is composed right before it is
+// written: its time counts from there (R4), and its ceiling is the newest.
+func (s *supporter) round() {
+	buf := make([]byte, 0, maxDatagram)
+	for _, n := range s.t.support.Wanted() {
+		addr, ok := s.address(n)
 		if !ok {
 			continue
 		}
-		a.waiting.Store(true)
-		a.t.metrics.supportSent.Add(1)
-		if err := s.SendMsg(&framecodec.Raw{Data: a.t.requestFrame(r)}); err != nil {
-			return err
-		}
-	}
-}
-
-func (t *Transport) requestFrame(r support.Request) []byte {
-	buf := make([]byte, 0, headerBytes+requestBytes+checksumBytes)
-	buf = appendRequest(beginFrame(buf, kindRequest, t.cfg.Self), r)
-	return sealFrame(buf, t.cfg.Clock.Peek())
-}
-
-func (t *Transport) grantFrame(g support.Grant) []byte {
-	buf := make([]byte, 0, headerBytes+grantBytes+checksumBytes)
-	buf = appendGrant(beginFrame(buf, kindGrant, t.cfg.Self), g)
-	return sealFrame(buf, t.cfg.Clock.Peek())
-}
-
-// hearGrants takes grants until the stream ends.
-func (a *asker) hearGrants(s grpc.ClientStream, answered *bool) error {
-	for {
-		env, err := a.t.read(s)
-		if err != nil {
-			return err
-		}
-		if env.kind != kindGrant || env.from != a.node {
-			return fmt.Errorf("%w: kind %d from %v where a grant of %v was expected",
-				errCorrupt, env.kind, env.from, a.node)
-		}
-		a.heard() // the peer lives, even if what it says cannot be used
-		if !a.t.adoptSupport(env) {
+		r, ok := s.t.support.Request(n)
+		if !ok {
 			continue
 		}
-		g, err := decodeGrant(env.payload)
-		if err != nil {
-			a.t.metrics.rejected.Add(1)
-			return err
+		frame := s.begin(buf[:0], kindRequest, n)
+		if s.send(appendRequest(frame, r), addr) {
+			s.t.metrics.supportSent.Add(1)
 		}
-		*answered = true
-		a.t.support.HandleGrant(a.node, g)
 	}
 }
 
-// adoptSupport moves the clock to the stamp of a support frame (R9f). False: it
-// cannot be adopted, and nothing of the frame may be handled. The stream goes
-// on: the next frame comes within an interval, and the bound may be raised by then.
-func (t *Transport) adoptSupport(env envelope) bool { return t.adopt(env) == nil }
+// begin begins a datagram: a frame whose payload opens with who it is for and
+// which process it comes from.
+func (s *supporter) begin(buf []byte, k kind, to ids.NodeID) []byte {
+	return appendFields(beginFrame(buf, k, s.t.cfg.Self), s.cluster, uint64(to), s.life, s.mark)
+}
 
-// serveSupport answers the requests of one node, each at once and on this
-// goroutine: an answer that waits in a queue would be an older promise than it
-// says. If the node does not read its answers this blocks, and only this: what
-// it asks for is not heard then, and it counts on nothing that it did not hear.
-func (t *Transport) serveSupport(s grpc.ServerStream) error {
-	if t.support == nil {
-		return status.Error(codes.Unimplemented, "this node gives no support")
+// send seals and writes a datagram. A failure (an interface that is down, a full
+// buffer) is like a loss: counted, and the next round tries again.
+func (s *supporter) send(frame []byte, to netip.AddrPort) bool {
+	_, err := s.conn.WriteToUDPAddrPort(sealFrame(frame, s.t.cfg.Clock.Peek()), to)
+	if err != nil {
+		s.t.metrics.supportUnsent.Add(1)
 	}
-	from, superseded, err := t.accept(s)
+	return err == nil
+}
+
+// listen handles what comes, each datagram to its end before the next one is
+// read: nothing queues but in the socket.
+func (s *supporter) listen(ctx context.Context) {
+	in, out := make([]byte, maxDatagram), make([]byte, 0, maxDatagram)
+	for {
+		n, from, err := s.conn.ReadFromUDPAddrPort(in)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			s.t.cfg.Pause(ctx, readPause)
+		default:
+			if err := s.handle(in[:n], from, out); err != nil {
+				s.t.metrics.supportRefused.Add(1)
+				s.t.cfg.Logger.Debug("support datagram refused", "address", from, "error", err)
+			}
+		}
+	}
+}
+
+// handle takes one datagram; an error says why it was not heard.
+func (s *supporter) handle(data []byte, src netip.AddrPort, out []byte) error {
+	env, err := openFrame(data)
 	if err != nil {
 		return err
 	}
+	if len(env.payload) < introductionBytes {
+		return fmt.Errorf("%w: %d bytes of payload", errCorrupt, len(env.payload))
+	}
+	head, body := env.payload[:introductionBytes], env.payload[introductionBytes:]
+	switch {
+	case field(head, 0) != s.cluster:
+		return fmt.Errorf("it belongs to cluster %016x, this node to %016x", field(head, 0), s.cluster)
+	case ids.NodeID(field(head, 1)) != s.t.cfg.Self || env.from == s.t.cfg.Self || env.from == 0:
+		return fmt.Errorf("it goes from %v to n%d, this is %v", env.from, field(head, 1), s.t.cfg.Self)
+	case !s.known(env.from, field(head, 2), field(head, 3)):
+		return s.introduce(env.from, field(head, 2), field(head, 3), bytes.Clone(data), src)
+	}
+	// R9f: the clock stands above all that the sender has served before anything
+	// of the datagram is handled, or nothing of it is.
+	if err := s.t.adopt(env); err != nil {
+		return err
+	}
+	switch env.kind {
+	case kindRequest:
+		return s.answer(env.from, field(head, 2), body, src, out)
+	case kindGrant:
+		g, err := decodeGrant(body)
+		if err == nil {
+			s.t.support.HandleGrant(env.from, g)
+		}
+		return err
+	}
+	return fmt.Errorf("%w: kind %d in a datagram", errCorrupt, env.kind)
+}
+
+func (s *supporter) answer(
+	from ids.NodeID, life uint64, body []byte, src netip.AddrPort, out []byte,
+) error {
+	r, err := decodeRequest(body)
+	if err != nil {
+		return err
+	}
+	if uint64(r.Life) != life {
+		return fmt.Errorf("%w: a request of life %d from life %d", errCorrupt, r.Life, life)
+	}
+	g, ok := s.t.support.HandleRequest(from, r)
+	if !ok {
+		return nil
+	}
+	if s.send(appendGrant(s.begin(out, kindGrant, from), g), src) {
+		s.t.metrics.supportAnswered.Add(1)
+	}
+	return nil
+}
+
+// known says whether a process was met.
+func (s *supporter) known(n ids.NodeID, life, mark uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.peer(n)
+	return p.life == life && p.mark == mark && life != 0
+}
+
+// introduce has a process met, off this goroutine, since that may wait for the
+// disk; then the datagram that it came with is heard. An earlier life than that
+// which is known is not met.
+func (s *supporter) introduce(
+	n ids.NodeID, life, mark uint64, data []byte, src netip.AddrPort,
+) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.peer(n)
+	switch {
+	case life < p.life || life == 0:
+		return fmt.Errorf("it comes from life %d of %v, life %d is known", life, n, p.life)
+	case p.meeting:
+		return fmt.Errorf("%v is being met", n)
+	}
+	p.meeting = s.errand(func() {
+		if !s.meet(n, p, life, mark) {
+			s.t.metrics.supportRefused.Add(1)
+		} else if err := s.handle(data, src, make([]byte, 0, maxDatagram)); err != nil {
+			s.t.metrics.supportRefused.Add(1)
+		}
+	})
+	return nil
+}
+
+// peer returns the entry of a node. REQUIRES: mu.
+func (s *supporter) peer(n ids.NodeID) *supportPeer {
+	p := s.peers[n]
+	if p == nil {
+		p = &supportPeer{}
+		s.peers[n] = p
+	}
+	return p
+}
+
+// meet introduces a process of a node.
+func (s *supporter) meet(n ids.NodeID, p *supportPeer, life, mark uint64) bool {
+	err := s.t.cfg.Met(&metapb.Hello{
+		ProtocolMin: ProtocolMin, ProtocolMax: ProtocolMax,
+		ClusterId: s.cluster, NodeId: uint64(n), Life: life, Mark: mark, ToNodeId: uint64(s.t.cfg.Self),
+	})
+	if err == nil {
+		s.t.supersede(n, life)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.meeting = false
+	switch {
+	case err == nil:
+		p.life, p.mark, p.verdict = life, mark, ""
+	case p.verdict != err.Error():
+		p.verdict = err.Error()
+		s.t.cfg.Logger.Warn("refused support to a peer", "node", n, "error", err)
+	}
+	return err == nil
+}
+
+// address returns where a node's datagrams go, and has it looked up when that is
+// not known or old. A literal address needs no lookup.
+func (s *supporter) address(n ids.NodeID) (netip.AddrPort, bool) {
+	name, ok := s.t.cfg.Resolve(n)
+	if !ok {
+		return netip.AddrPort{}, false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.peer(n)
+	if p.name != name {
+		p.name, p.addr, p.due = name, netip.AddrPort{}, false
+		if addr, err := netip.ParseAddrPort(name); err == nil {
+			p.addr = addr
+		} else {
+			p.due = true
+		}
+	}
+	if p.due && s.errand(func() { s.lookUp(p, name) }) {
+		p.due = false
+	}
+	return p.addr, p.addr.IsValid()
+}
+
+// lookUp resolves a host name.
+func (s *supporter) lookUp(p *supportPeer, name string) {
+	addr, err := net.ResolveUDPAddr("udp", name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case p.name != name:
+	case err != nil:
+		p.due = !p.addr.IsValid() // at once again only if nothing is known
+	default:
+		p.addr = addr.AddrPort()
+	}
+}
+
+// refresh has host names looked up again now and then: a node may have moved.
+func (s *supporter) refresh(ctx context.Context) {
+	for ctx.Err() == nil {
+		s.t.cfg.Pause(ctx, addressAge)
+		s.mu.Lock()
+		for _, p := range s.peers { // each alone: the order does not matter
+			_, err := netip.ParseAddrPort(p.name)
+			p.due = p.due || p.name != "" && err != nil
+		}
+		s.mu.Unlock()
+	}
+}
+
+// errand hands work that may block to the errand goroutine; false: it has too much.
+func (s *supporter) errand(f func()) bool {
+	select {
+	case s.errands <- f:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *supporter) runErrands(ctx context.Context) {
 	for {
-		env, err := t.read(s)
-		if err != nil {
-			return err
-		}
-		if env.kind != kindRequest || env.from != from {
-			return status.Errorf(codes.InvalidArgument,
-				"frame of kind %d from %v on the support stream of %v", env.kind, env.from, from)
-		}
-		if superseded() {
-			return status.Errorf(codes.Aborted, "%v has started anew since", from)
-		}
-		if !t.adoptSupport(env) {
-			continue
-		}
-		r, err := decodeRequest(env.payload)
-		if err != nil {
-			t.metrics.rejected.Add(1)
-			return status.Error(codes.DataLoss, err.Error())
-		}
-		g, ok := t.support.HandleRequest(from, r)
-		if !ok {
-			continue
-		}
-		t.metrics.supportAnswered.Add(1)
-		if err := s.SendMsg(&framecodec.Raw{Data: t.grantFrame(g)}); err != nil {
-			return err
+		select {
+		case <-ctx.Done():
+			return
+		case f := <-s.errands:
+			f()
 		}
 	}
 }

@@ -6,15 +6,14 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
-	"github.com/flotilla-kv/flotilla/proto/framecodec"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
 	"github.com/flotilla-kv/flotilla/support"
 )
 
@@ -101,69 +100,114 @@ func TestAReadThatAsksNeedNotWaitForTheInterval(t *testing.T) {
 	t.Parallel()
 	book := newBook()
 	one := newFakeTable(2)
-	supportNode(t, book, 1, one, func(n *testNode) { n.interval = time.Hour })
 	supportNode(t, book, 2, newFakeTable(), nil)
+	supportNode(t, book, 1, one, func(n *testNode) { n.interval = time.Hour })
 	<-one.grants // of the round at the start
 	one.asked <- struct{}{}
 	<-one.grants
 }
 
-func TestANodeThatDoesNotReadDelaysNobodyAndIsDialledAnew(t *testing.T) {
+func TestANodeThatDoesNotReadDelaysNobody(t *testing.T) {
 	t.Parallel()
 	book := newBook()
 	one := newFakeTable(2, 3)
-	supportNode(t, book, 1, one, nil)
-	// n2 answers the hello and never reads a request: its window fills up.
-	stuck := startStuck(t, book, 2)
-	<-stuck.greeted
+	_, deaf := listenBoth(t)
+	book.set(2, deaf.LocalAddr().String())
 	supportNode(t, book, 3, newFakeTable(), nil)
+	supportNode(t, book, 1, one, nil)
 	for range 100 {
 		<-one.grants
 	}
-	<-stuck.greeted // it was given up, and dialled again
-	for len(one.grants) > 0 {
-		<-one.grants
+}
+
+func TestSupportGoesOnWhenAPeerIsBackAtItsAddress(t *testing.T) {
+	t.Parallel()
+	book := newBook()
+	_, conn := listenBoth(t)
+	addr := conn.LocalAddr().(*net.UDPAddr)
+	book.set(2, addr.String())
+	one := newFakeTable(2)
+	a := supportNode(t, book, 1, one, nil)
+	for a.tr.Metrics().SupportRequestsSent < 20 { // to nobody
+		runtime.Gosched()
 	}
-	<-one.grants
-}
-
-// stuckServer accepts support streams and then reads nothing of them.
-type stuckServer struct {
-	self    ids.NodeID
-	tr      *Transport
-	greeted chan struct{}
-}
-
-func (*stuckServer) serveMessages(grpc.ServerStream) error { return errors.New("not here") }
-func (*stuckServer) serveSnapshot(grpc.ServerStream) error { return errors.New("not here") }
-func (k *stuckServer) serveSupport(s grpc.ServerStream) error {
-	if _, _, err := k.tr.accept(s); err != nil {
-		return err
+	_ = conn.Close()
+	for a.tr.Metrics().SupportRequestsSent < 40 { // to a closed port
+		runtime.Gosched()
 	}
-	k.greeted <- struct{}{}
-	<-s.Context().Done()
-	return s.Context().Err()
-}
-
-func startStuck(t *testing.T, book *addressBook, id ids.NodeID) *stuckServer {
-	t.Helper()
-	n := startNode(t, newBook(), id, nil)
-	k := &stuckServer{self: id, tr: n.tr, greeted: make(chan struct{}, testQueue)}
-	// Small windows: a few requests fill them.
-	server := grpc.NewServer(grpc.ForceServerCodecV2(framecodec.Codec{}),
-		grpc.InitialWindowSize(1<<16), grpc.InitialConnWindowSize(1<<16))
-	server.RegisterService(&grpc.ServiceDesc{
-		ServiceName: serviceName, HandlerType: (*peerService)(nil),
-		Streams: []grpc.StreamDesc{supportStream()},
-	}, k)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	back, err := net.ListenUDP("udp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	book.set(id, ln.Addr().String())
-	go func() { _ = server.Serve(ln) }()
-	t.Cleanup(server.Stop)
-	return k
+	supportNode(t, newBook(), 2, newFakeTable(), func(n *testNode) { n.conn = back })
+	<-one.grants
+}
+
+// datagram composes a request as a node of the given identity would.
+func datagram(b *testNode, cluster uint64, to ids.NodeID, life, mark uint64) []byte {
+	buf := beginFrame(nil, kindRequest, 9)
+	buf = appendFields(buf, cluster, uint64(to), life, mark)
+	buf = appendRequest(buf, support.Request{Life: ids.Life(life), Sequence: 1, Duration: 1})
+	return sealFrame(buf, b.clock.Peek())
+}
+
+func TestDatagramsOfStrangersAreNotHeard(t *testing.T) {
+	t.Parallel()
+	table := newFakeTable()
+	met := make(chan uint64, testQueue)
+	n := supportNode(t, newBook(), 2, table, func(n *testNode) {
+		n.hello.ClusterId = 77
+		n.met = func(h *metapb.Hello) error {
+			met <- h.GetMark()
+			if h.GetMark() == 666 {
+				return errors.New("a second mark of one life: a copied directory")
+			}
+			return nil
+		}
+	})
+	_, conn := listenBoth(t)
+	say := func(data []byte) {
+		t.Helper()
+		if _, err := conn.WriteTo(data, n.conn.LocalAddr()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func(want uint64) {
+		t.Helper()
+		for n.tr.Metrics().SupportRefused < want {
+			runtime.Gosched()
+		}
+		if got := len(table.requests); got != 0 {
+			t.Fatalf("%d requests were heard", got)
+		}
+	}
+	say([]byte("hello"))
+	refused(1)
+	say(datagram(n, 78, 2, 5, 1)) // of another cluster
+	refused(2)
+	say(datagram(n, 77, 3, 5, 1)) // for another node
+	refused(3)
+	broken := datagram(n, 77, 2, 5, 1)
+	broken[headerBytes+3] ^= 1
+	say(broken)
+	refused(4)
+	say(datagram(n, 77, 2, 5, 666)) // Met refuses it
+	<-met
+	refused(5)
+	for life := uint64(5); len(table.requests) == 0; {
+		say(datagram(n, 77, 2, life, 1)) // introduced first, then heard
+		runtime.Gosched()
+	}
+	heard := n.tr.Metrics().SupportRefused
+	say(datagram(n, 77, 2, 4, 1)) // of an earlier life
+	for n.tr.Metrics().SupportRefused <= heard {
+		runtime.Gosched()
+	}
+	for len(table.requests) > 0 {
+		if r := <-table.requests; r.Life != 5 {
+			t.Fatalf("a request of life %d was heard after one of life 5", r.Life)
+		}
+	}
 }
 
 func TestRequestsOfAnEarlierLifeAreNotHeard(t *testing.T) {
@@ -184,7 +228,7 @@ func TestRequestsOfAnEarlierLifeAreNotHeard(t *testing.T) {
 		}
 	}
 	for range 50 {
-		<-young.grants // and with them every request that was on its way has come
+		<-young.grants
 	}
 	for len(table.requests) > 0 {
 		if r := <-table.requests; r.Life != 2 {
@@ -193,7 +237,7 @@ func TestRequestsOfAnEarlierLifeAreNotHeard(t *testing.T) {
 	}
 }
 
-func TestARefusedStampDropsTheRequestAndNotTheStream(t *testing.T) {
+func TestARefusedStampDropsTheWholeRequest(t *testing.T) {
 	t.Parallel()
 	book := newBook()
 	one, two := newFakeTable(2), newFakeTable()
@@ -233,14 +277,11 @@ func TestARefusedStampDropsTheRequestAndNotTheStream(t *testing.T) {
 		t.Fatalf("%d requests whose stamp was refused were handled, clock at %d",
 			len(two.requests), b.clock.Peek().Wall())
 	}
-	// The clock catches up: the same stream goes on.
+	// The clock catches up: it is heard again.
 	clock.set(1000)
 	<-two.requests
 	if now := b.clock.Peek(); now < far {
 		t.Fatalf("a request was handled before its stamp moved the clock, which is at %d", now.Wall())
-	}
-	if lost := a.tr.Metrics().SupportStreamsLost; lost > 0 {
-		t.Fatalf("%d streams were lost over a refused stamp", lost)
 	}
 }
 
@@ -263,34 +304,13 @@ func (c *settableClock) Wall() int64 {
 
 func (c *settableClock) Monotonic() time.Duration { return 0 }
 
-func TestSupportIsAskedForAgainSoonAfterAnOutage(t *testing.T) {
-	t.Parallel()
-	book := newBook()
-	one := newFakeTable(2)
-	supportNode(t, book, 1, one, nil)
-	b := supportNode(t, book, 2, newFakeTable(), nil)
-	<-one.grants
-	addr := b.addr
-	b.server.Stop()
-	for len(one.grants) > 0 {
-		<-one.grants
-	}
-	b.serve(addr)
-	<-one.grants
-	for attempt := range 20 {
-		d := redialAfter(1, 2, attempt, supportReconnectMax)
-		if d > supportReconnectMax || attempt < 1 && d > 20*time.Millisecond {
-			t.Fatalf("attempt %d waits for %v", attempt, d)
-		}
-	}
-}
-
-func TestANodeThatAsksNobodyOpensNoStream(t *testing.T) {
+func TestANodeThatWantsNobodyAsksNobody(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(context.Background())
 	rounds := 0
+	_, conn := listenBoth(t)
 	tr := NewTransport(Config{
-		Self: 1,
+		Self: 1, SupportConn: conn, Hello: func() *metapb.Hello { return &metapb.Hello{} },
 		Resolve: func(ids.NodeID) (string, bool) {
 			t.Error("looked for a node that is not wanted")
 			return "", false

@@ -15,8 +15,9 @@ import (
 // little endian. Both fit one packet with their envelope many times over, so
 // fixed widths cost nothing.
 const (
-	requestBytes = 6 * 8
-	grantBytes   = 5 * 8
+	introductionBytes = 4 * 8 // cluster, receiver, the sender's life and mark
+	requestBytes      = 6 * 8
+	grantBytes        = 5 * 8
 )
 
 func appendFields(buf []byte, fields ...uint64) []byte {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,7 +37,7 @@ var (
 const (
 	DefaultSnapshotsOut           = 2
 	DefaultSnapshotBytesPerSecond = 64 << 20
-	DefaultSupportInterval        = 50 * time.Millisecond
+	DefaultSupportInterval        = support.DefaultInterval
 )
 
 // The watchdog. A peer that says nothing for silenceLimit periods is given up;
@@ -81,8 +82,11 @@ type Config struct {
 	// Support is this node's side of the promises between nodes; nil: none is
 	// asked for, and none is given.
 	Support *support.Table
+	// SupportConn is where support datagrams come and go: the port of the node's
+	// address, for UDP. Run closes it. Needed with Support.
+	SupportConn *net.UDPConn
 	// SupportInterval is between requests for support to a node that is wanted,
-	// default 50 ms.
+	// default 75 ms.
 	SupportInterval time.Duration
 	// Refused is told of the stamp of a frame that could not be adopted, so that
 	// the durable bound can be raised at once if only that was in its way. It must
@@ -111,8 +115,7 @@ type Transport struct {
 	snapshots []*outgoing
 	links     map[*link]struct{} // open streams, for the watchdog
 	controls  map[ids.NodeID]*control
-	lives     map[ids.NodeID]*atomic.Uint64 // newest life that each peer opened a stream with
-	askers    map[ids.NodeID]*asker
+	lives     map[ids.NodeID]*atomic.Uint64 // newest life of each peer that was met
 
 	started      chan struct{} // something in unstarted
 	snapshotWake chan struct{} // something in snapshots
@@ -147,7 +150,6 @@ func NewTransport(cfg Config) *Transport {
 		lives:        make(map[ids.NodeID]*atomic.Uint64),
 		started:      make(chan struct{}, wakeSlots),
 		snapshotWake: make(chan struct{}, wakeSlots),
-		askers:       make(map[ids.NodeID]*asker),
 	}
 	if cfg.Support != nil {
 		t.support = cfg.Support
@@ -161,7 +163,7 @@ func (t *Transport) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { t.watch(ctx) })
 	if t.support != nil {
-		wg.Go(func() { t.askForSupport(ctx) })
+		wg.Go(func() { newSupporter(t).run(ctx) })
 	}
 	for range t.cfg.SnapshotsOut {
 		wg.Go(func() { t.sendSnapshots(ctx) })
@@ -324,7 +326,8 @@ type Metrics struct {
 	StreamsLost             uint64 // raft streams to peers that broke
 	SupportRequestsSent     uint64
 	SupportRequestsAnswered uint64 // by this node
-	SupportStreamsLost      uint64 // support streams to peers that broke or fell silent
+	SupportUnsent           uint64 // datagrams that the system did not take
+	SupportRefused          uint64 // datagrams that were not heard: damaged, foreign, of a life not met
 	SnapshotsSent           uint64
 	SnapshotsReceived       uint64
 	SnapshotBytesOut        uint64
@@ -334,7 +337,7 @@ type counters struct {
 	framesOut, framesIn, messagesOut, messagesIn, bytesOut, bytesIn atomic.Uint64
 	dropped, rejected, streamsLost                                  atomic.Uint64
 	snapshotsSent, snapshotsReceived, snapshotBytesOut              atomic.Uint64
-	supportSent, supportAnswered, supportLost                       atomic.Uint64
+	supportSent, supportAnswered, supportUnsent, supportRefused     atomic.Uint64
 }
 
 // Metrics returns the counts; any goroutine.
@@ -348,7 +351,8 @@ func (t *Transport) Metrics() Metrics {
 		StreamsLost:             c.streamsLost.Load(),
 		SupportRequestsSent:     c.supportSent.Load(),
 		SupportRequestsAnswered: c.supportAnswered.Load(),
-		SupportStreamsLost:      c.supportLost.Load(),
+		SupportUnsent:           c.supportUnsent.Load(),
+		SupportRefused:          c.supportRefused.Load(),
 		SnapshotsSent:           c.snapshotsSent.Load(),
 		SnapshotsReceived:       c.snapshotsReceived.Load(),
 		SnapshotBytesOut:        c.snapshotBytesOut.Load(),

@@ -42,6 +42,7 @@ type testNode struct {
 	book     *addressBook
 	hello    *metapb.Hello
 	met      func(*metapb.Hello) error
+	conn     *net.UDPConn
 	support  supports // nil: no support is asked for or given
 	interval time.Duration
 	refused  func(hlc.Timestamp)
@@ -85,15 +86,18 @@ func startNode(t *testing.T, book *addressBook, id ids.NodeID, change func(*test
 		},
 	}
 	n.clock.SetBound(hlc.New(9000, 0))
+	ln, conn := listenBoth(t)
+	n.conn = conn
 	if change != nil {
 		change(n)
 	}
 	n.tr = NewTransport(Config{
-		Self: id, Clock: n.clock,
+		Self: id, Clock: n.clock, SupportConn: n.conn,
 		Hello: func() *metapb.Hello {
 			h := metapb.Hello{
 				ProtocolMin: n.hello.ProtocolMin, ProtocolMax: n.hello.ProtocolMax,
-				NodeId: n.hello.NodeId, Life: n.hello.Life,
+				NodeId: n.hello.NodeId, Life: n.hello.Life, Mark: n.hello.Mark,
+				ClusterId: n.hello.ClusterId,
 			}
 			return &h
 		},
@@ -106,10 +110,8 @@ func startNode(t *testing.T, book *addressBook, id ids.NodeID, change func(*test
 
 		SupportInterval: n.interval, Refused: n.refused,
 	})
-	if n.support != nil {
-		n.tr.support = n.support
-	}
-	n.serve("127.0.0.1:0")
+	n.tr.support = n.support
+	n.serve(ln)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- n.tr.Run(ctx) }()
@@ -130,12 +132,37 @@ func realPause(ctx context.Context, d time.Duration) {
 	}
 }
 
-func (n *testNode) serve(addr string) {
+// listenBoth opens a port for TCP and for UDP.
+func listenBoth(t *testing.T) (net.Listener, *net.UDPConn) {
+	t.Helper()
+	for range 100 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		tcp := ln.Addr().(*net.TCPAddr)
+		conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: tcp.IP, Port: tcp.Port})
+		if err == nil {
+			t.Cleanup(func() { _ = conn.Close() })
+			return ln, conn
+		}
+		_ = ln.Close()
+	}
+	t.Fatal("no port is free for TCP and UDP")
+	return nil, nil
+}
+
+// serveAgain listens on the node's address again.
+func (n *testNode) serveAgain() {
 	n.t.Helper()
-	ln, err := net.Listen("tcp", addr)
+	ln, err := net.Listen("tcp", n.addr)
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	n.serve(ln)
+}
+
+func (n *testNode) serve(ln net.Listener) {
 	n.addr = ln.Addr().String()
 	n.server = NewServer()
 	n.tr.Register(n.server)
@@ -191,12 +218,11 @@ func TestPeerRestartsAndMessagesFlowAgain(t *testing.T) {
 	a, b := startNode(t, book, 1, nil), startNode(t, book, 2, nil)
 	a.send(2, 1)
 	<-b.got
-	addr := b.addr
 	b.server.Stop()
 	if p := <-a.lost; p != 2 {
 		t.Fatalf("lost %v", p)
 	}
-	b.serve(addr)
+	b.serveAgain()
 	for r := ids.RangeID(2); ; r++ {
 		a.tr.Send(2, []multiraft.Message{message(r)})
 		select {

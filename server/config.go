@@ -11,6 +11,7 @@ import (
 
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/proto/kv"
+	"github.com/flotilla-kv/flotilla/support"
 )
 
 // Defaults of Config.
@@ -23,7 +24,7 @@ const (
 	DefaultGCWindow          = 10 * time.Minute
 	DefaultDrainTimeout      = 10 * time.Second
 	DefaultSupportDuration   = 250 * time.Millisecond
-	DefaultSupportInterval   = 50 * time.Millisecond
+	DefaultSupportInterval   = support.DefaultInterval
 
 	minRangeSize = 64 << 10
 	minCache     = 1 << 20
@@ -80,7 +81,7 @@ type Config struct {
 	// of this node's leaders after each request; default 250 ms. When this node
 	// falls silent they begin to elect after that time, less up to one interval.
 	SupportDuration time.Duration
-	// SupportInterval is between requests; default 50 ms, at most a third of
+	// SupportInterval is between requests; default 75 ms, at most a third of
 	// SupportDuration.
 	SupportInterval time.Duration
 

@@ -40,6 +40,7 @@ const (
 // drain is called once, when the node is to stop, and returns when it may.
 func (n *node) drain(ctx context.Context) {
 	n.draining.Store(true)
+	wake(n.reporter.wake)
 	n.health.Shutdown()
 	began := time.Now()
 	handing, cancel := context.WithTimeout(ctx, n.cfg.DrainTimeout)

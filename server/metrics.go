@@ -129,8 +129,9 @@ func (e emitter) transport(m rpc.Metrics) {
 	e.total("support_requests_sent", "Requests for support sent.", m.SupportRequestsSent)
 	e.total("support_requests_answered", "Requests for support answered.",
 		m.SupportRequestsAnswered)
-	e.total("support_streams_lost", "Support streams that broke or fell silent.",
-		m.SupportStreamsLost)
+	e.total("support_unsent", "Support datagrams that the system did not take.",
+		m.SupportUnsent)
+	e.total("support_refused", "Support datagrams that were not heard.", m.SupportRefused)
 	e.total("snapshots_sent", "Snapshots that their receivers took.", m.SnapshotsSent)
 	e.total("snapshots_received", "Snapshots taken from peers.", m.SnapshotsReceived)
 	e.total("snapshot_sent_bytes", "Bytes of snapshots sent.", m.SnapshotBytesOut)

@@ -102,7 +102,8 @@ func newNode(s *Server, m *membership) (*node, error) {
 		Pause:  pause,
 		Logger: n.cfg.Logger,
 
-		Support: n.support, SupportInterval: n.cfg.SupportInterval, Refused: n.bound.heard,
+		Support: n.support, SupportConn: s.supportConn,
+		SupportInterval: n.cfg.SupportInterval, Refused: n.bound.heard,
 	})
 	n.host, err = multiraft.NewHost(multiraft.Config{
 		Node: n.self, Store: n.store, Clock: n.clock, Transport: n.transport,

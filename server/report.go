@@ -39,6 +39,8 @@ const (
 type reporter struct {
 	n *node
 
+	wake chan struct{} // a fact came
+
 	mu    sync.Mutex
 	dirty map[ids.RangeID]*metapb.RangeFact // newest fact of each range; at most one a range
 
@@ -51,7 +53,10 @@ type reporter struct {
 }
 
 func newReporter(n *node) *reporter {
-	return &reporter{n: n, dirty: map[ids.RangeID]*metapb.RangeFact{}, full: true}
+	return &reporter{
+		n: n, wake: make(chan struct{}, wakeSlots),
+		dirty: map[ids.RangeID]*metapb.RangeFact{}, full: true,
+	}
 }
 
 // fact notes a change; called on shards, never blocks.
@@ -59,6 +64,7 @@ func (r *reporter) fact(f *metapb.RangeFact) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.dirty[ids.RangeID(f.GetDescriptor_().GetRangeId())] = f
+	wake(r.wake)
 }
 
 // take returns what has changed, in order of range id.
@@ -138,24 +144,38 @@ func (r *reporter) putBack(facts []*metapb.RangeFact) {
 	}
 }
 
-func (r *reporter) due() bool {
+// due returns how long the next report has to wait: not at all when something
+// changed, else for the next heartbeat.
+func (r *reporter) due() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	wait := heartbeatEvery
-	if !r.n.ready.Load() {
-		wait = startingEvery
+	if len(r.dirty) > 0 || r.parts.next > 0 || r.draining != r.n.draining.Load() {
+		return 0
 	}
-	return len(r.dirty) > 0 || r.parts.next > 0 || r.draining != r.n.draining.Load() ||
-		time.Since(r.lastSent) >= wait
+	if !r.n.ready.Load() {
+		return startingEvery - time.Since(r.lastSent)
+	}
+	return heartbeatEvery - time.Since(r.lastSent)
 }
 
-// run reports until ctx ends.
+// run reports until ctx ends: at once what changed, if nothing was sent within
+// reportEvery. An idle node wakes for its heartbeats only.
 func (r *reporter) run(ctx context.Context) error {
-	return every(ctx, reportEvery, func() {
-		if r.due() {
-			r.round(ctx)
+	for ctx.Err() == nil {
+		if wait := r.due(); wait > 0 {
+			timer := time.NewTimer(wait)
+			select {
+			case <-ctx.Done():
+			case <-r.wake:
+			case <-timer.C:
+			}
+			timer.Stop()
+			continue
 		}
-	})
+		r.round(ctx)
+		pause(ctx, reportEvery)
+	}
+	return nil
 }
 
 // round sends one report. Facts are counted as told only when it was answered.

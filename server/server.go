@@ -27,6 +27,7 @@ type Server struct {
 	store       *store.Store
 	connections int // connections that the gRPC port may have
 	grpcLn      net.Listener
+	supportConn *net.UDPConn // same port as grpcLn
 	httpLn      net.Listener
 	advertise   string
 	clock       *osclock.Clock
@@ -53,6 +54,10 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	if s.grpcLn, err = listen("--listen", s.cfg.Listen); err != nil {
+		return nil, err
+	}
+	if s.supportConn, err = listenSupport(s.grpcLn.Addr()); err != nil {
+		s.closePorts()
 		return nil, err
 	}
 	if s.httpLn, err = listen("--http", s.cfg.HTTP); err != nil {
@@ -83,7 +88,21 @@ func listen(flag, addr string) (net.Listener, error) {
 	return ln, nil
 }
 
+// listenSupport opens the UDP port with the number of the TCP one.
+func listenSupport(addr net.Addr) (*net.UDPConn, error) {
+	tcp := addr.(*net.TCPAddr)
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: tcp.IP, Port: tcp.Port, Zone: tcp.Zone})
+	if err != nil {
+		return nil, fmt.Errorf("--listen %s: cannot open the port for UDP too, which support "+
+			"between nodes uses: %w", addr, err)
+	}
+	return conn, nil
+}
+
 func (s *Server) closePorts() {
+	if s.supportConn != nil {
+		_ = s.supportConn.Close()
+	}
 	for _, ln := range []net.Listener{s.grpcLn, s.httpLn} {
 		if ln != nil {
 			_ = ln.Close() // nothing was served on it
@@ -134,6 +153,7 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	err := g.Wait()
 	_ = s.grpcLn.Close() // closed already if it was served
+	_ = s.supportConn.Close()
 	if cerr := s.store.Close(); cerr != nil {
 		err = errors.Join(err, fmt.Errorf("close the store: %w", cerr))
 	}

@@ -11,7 +11,7 @@ import (
 // Defaults of Config.
 const (
 	DefaultDuration = 250 * time.Millisecond
-	DefaultInterval = 50 * time.Millisecond
+	DefaultInterval = 75 * time.Millisecond
 )
 
 // MismatchAfter is how long two digests must have differed, unchanged, before
@@ -62,7 +62,7 @@ type Config struct {
 	// goroutine, no lock. nil: always 0.
 	Deviation func() time.Duration
 	Duration  time.Duration // D, default 250 ms
-	Interval  time.Duration // between requests, default 50 ms
+	Interval  time.Duration // between requests, default 75 ms
 	// LongestPromised is the longest D that any earlier life may have promised;
 	// 0 for a first life: then there is no boot wait.
 	LongestPromised time.Duration

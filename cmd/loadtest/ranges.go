@@ -88,7 +88,11 @@ func presplitCommand(f *flags) *cobra.Command {
 		Short: "Split the keys of the load into equal ranges",
 		Long: `Split the keys of the load (--key-prefix, not --ordered-keys) into equal ranges, the
 middle first, then the middles of the halves, many at once. What is split already is
-left alone, so an interrupted run can be repeated.`,
+left alone, so an interrupted run can be repeated.
+
+Split when every range has all its copies (flotilla status says so): both halves of a
+range with three copies have three at once, while copies that are added afterwards are
+added range by range.`,
 		Example: "  flotilla-loadtest presplit --ranges 1000 --spread",
 		Args:    noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {

@@ -29,7 +29,9 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 			for seed := uint64(1); seed <= uint64(*canarySeeds); seed++ {
 				var err error
 				t.Run(fmt.Sprint(seed), func(t *testing.T) {
-					err = runSeed(t, Derive(seed)).Err
+					if err = runSeed(t, Derive(seed)).Err; err == nil {
+						err = runSeed(t, storm(seed)).Err
+					}
 				})
 				if err != nil {
 					text := err.Error()

@@ -26,6 +26,8 @@ type checker struct {
 	spans   map[replicaKey][]byte       // where a replica's span ended, across crashes
 	arrived map[arrival]bool            // a snapshot came, and may shrink the replica
 	sample  int
+	lease   *leaseChecker
+	acks    *ackChecker
 }
 
 type leaderKey struct {
@@ -65,7 +67,8 @@ func newChecker(s *Sim) *checker {
 	return &checker{
 		sim: s, leaders: map[leaderKey]uint64{},
 		applied: map[appliedKey]appliedValue{}, highest: map[replicaKey]durable{},
-		spans: map[replicaKey][]byte{}, arrived: map[arrival]bool{},
+		spans: map[replicaKey][]byte{}, arrived: map[arrival]bool{}, lease: newLeaseChecker(s),
+		acks: newAckChecker(s),
 	}
 }
 
@@ -88,6 +91,7 @@ func (c *checker) sent(n *node, msgs []multiraft.Message) {
 				c.sim.fail("two leaders of r%d in term %d: replicas %d and %d",
 					k.r, k.term, was, m.GetFrom())
 			}
+			c.lease.sent(msgs[i].Range, m)
 		case raftpb.MsgTimeoutNow:
 			c.sim.count("transfers")
 		}
@@ -97,7 +101,7 @@ func (c *checker) sent(n *node, msgs []multiraft.Message) {
 // states checks what the stores hold now.
 func (c *checker) states() {
 	for _, n := range c.sim.machines {
-		if n.alive && n.store != nil {
+		if n.alive && n.table != nil {
 			c.node(n)
 		}
 	}

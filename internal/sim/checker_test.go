@@ -7,6 +7,8 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/flotilla-kv/flotilla/internal/hlc"
+	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/multiraft"
 	"github.com/flotilla-kv/flotilla/proto/kv"
 )
@@ -112,5 +114,101 @@ func TestMessageCheckFindsTwoLeadersOfATerm(t *testing.T) {
 	send(2, 3, 5)
 	if s.err == nil {
 		t.Error("two leaders in term 5 were not found")
+	}
+}
+
+func TestLeaseCheckFindsReadsAndWritesInTheWrongOrder(t *testing.T) {
+	whole := func(id ids.RangeID, term ids.Term, gen uint64) *served {
+		return &served{authority: authority{id, term, gen}, start: []byte("a"), end: []byte("z")}
+	}
+	half := func(id ids.RangeID, term ids.Term, gen uint64, start, end string) *served {
+		return &served{authority: authority{id, term, gen}, start: []byte(start), end: []byte(end)}
+	}
+	for name, c := range map[string]struct {
+		act   func(c *leaseChecker, n *node)
+		legal bool
+	}{
+		"later leader writes above": {func(c *leaseChecker, n *node) {
+			c.read(n, whole(2, 5, 1), 100)
+			c.written(n, whole(2, 6, 1), 101)
+			c.read(n, whole(2, 5, 1), 100)
+		}, true},
+		"later leader writes at a served timestamp": {func(c *leaseChecker, n *node) {
+			c.read(n, whole(2, 5, 1), 100)
+			c.written(n, whole(2, 6, 1), 100)
+		}, false},
+		"earlier leader reads what a later one has passed": {func(c *leaseChecker, n *node) {
+			c.written(n, whole(2, 6, 1), 100)
+			c.read(n, whole(2, 5, 1), 100)
+		}, false},
+		"a leader writes below its own read": {func(c *leaseChecker, n *node) {
+			c.read(n, whole(2, 5, 1), 100)
+			c.written(n, whole(2, 5, 1), 90)
+		}, false},
+		"right half writes below the parent's read": {func(c *leaseChecker, n *node) {
+			c.read(n, whole(2, 5, 1), 100)
+			c.written(n, half(3, 1, 2, "m", "z"), 90)
+		}, false},
+		"left half reads on, right half writes": {func(c *leaseChecker, n *node) {
+			c.read(n, half(2, 5, 2, "a", "m"), 100)
+			c.written(n, half(3, 1, 2, "m", "z"), 90)
+		}, true},
+		"stale parent reads over its right half": {func(c *leaseChecker, n *node) {
+			c.written(n, half(3, 1, 2, "m", "z"), 90)
+			c.read(n, whole(2, 5, 1), 100)
+		}, false},
+	} {
+		s := newSim(calm(1))
+		c.act(s.checker.lease, s.machines[0])
+		if (s.err == nil) != c.legal {
+			t.Errorf("%s: %v", name, s.err)
+		}
+	}
+}
+
+func TestAckCheckFindsMissedWrites(t *testing.T) {
+	found := func(ts hlc.Timestamp) *kv.Response { return &kv.Response{Timestamp: ts} }
+	for name, c := range map[string]struct {
+		act   func(c *ackChecker, n *node)
+		legal bool
+	}{
+		"a read sees the newest": {func(c *ackChecker, n *node) {
+			c.wrote(n, "k", 10)
+			c.wrote(n, "k", 20)
+			c.read(n, "k", 0, 20, found(20))
+		}, true},
+		"a read misses an acknowledged write": {func(c *ackChecker, n *node) {
+			c.wrote(n, "k", 10)
+			c.wrote(n, "k", 20)
+			c.read(n, "k", 0, 20, found(10))
+		}, false},
+		"a read misses a write in flight below it": {func(c *ackChecker, n *node) {
+			c.wrote(n, "k", 10)
+			c.read(n, "k", 30, 10, found(10))
+			c.wrote(n, "k", 20)
+		}, false},
+		"a key that was never deleted is gone": {func(c *ackChecker, n *node) {
+			c.wrote(n, "k", 10)
+			c.read(n, "k", 0, 10, &kv.Response{Code: kv.CodeNotFound, Timestamp: 30})
+		}, false},
+	} {
+		s := newSim(calm(1))
+		c.act(s.checker.acks, s.machines[0])
+		if (s.err == nil) != c.legal {
+			t.Errorf("%s: %v", name, s.err)
+		}
+	}
+}
+
+func TestClockCheckFindsAClockThatRunsAway(t *testing.T) {
+	s := newSim(calm(1))
+	n := s.machines[0]
+	n.clock = hlc.NewHybrid(n.physical, hlc.New(n.physical.Wall()+2_000, 0), maxAhead)
+	if s.checker.lease.clock(n); s.err != nil {
+		t.Fatal(s.err)
+	}
+	n.clock = hlc.NewHybrid(n.physical, hlc.New(n.physical.Wall()+8_000, 0), maxAhead)
+	if s.checker.lease.clock(n); s.err == nil {
+		t.Error("a clock 8 s ahead of every wall clock was not found")
 	}
 }

@@ -102,7 +102,7 @@ func (c *client) serve(n *node, life int, data []byte) {
 		return
 	}
 	answered := false
-	n.table.Submit(request, func(r *kv.Response) {
+	n.submit(request, func(r *kv.Response) {
 		if answered {
 			s.fail("request %d of client %d was answered twice", request.ID, c.id)
 			return

@@ -58,6 +58,7 @@ func (n *node) die(disk *vfs.MemFS) {
 	n.incarnation++
 	closeStore(n.store)
 	n.fs, n.store, n.host, n.table, n.driver = disk, nil, nil, nil, nil
+	n.promises = nil
 	n.sim.lostNode(n.id)
 }
 

@@ -19,6 +19,13 @@
 //
 //   - always: one leader per range and term, seen in the messages that leave;
 //     asserts of the packages themselves (a panic fails the seed);
+//   - after every event that may change it: no two nodes hold the lease of a
+//     range, nobody holds one of a term after a later term has committed, no
+//     hybrid clock runs further ahead of all wall clocks than restarts explain;
+//   - at every read and write: no leader writes at or below a timestamp at which
+//     an earlier one, or itself, served a read of the same keys (over splits,
+//     too), a get sees every put that was acknowledged when it came, and all
+//     that lies at or below its timestamp;
 //   - every few hundred milliseconds: no two replicas of a node overlap; equal
 //     applied index means equal fingerprint, statistics and descriptor;
 //     sampled: statistics and fingerprint equal a recount of the data;
@@ -27,7 +34,20 @@
 //     exactly once, counters equal the acknowledged increments plus at most
 //     the unknown ones, ranges tile the keyspace, all replicas agree;
 //   - progress: after the faults are healed every call ends and every range
-//     has a leader within a bound of simulated time.
+//     has a leader within a bound of simulated time;
+//   - rest: without load no group is ticked and no message of raft flows, every
+//     leader holds its lease, and all replicas have applied the same.
+//
+// Node support has links of its own, which are cut, and lose, delay, double and
+// reorder frames, independently of those of raft; a frame may come so late that
+// other processes live at both ends. Lease clocks drift by up to 2.5 %; wall
+// clocks are set by milliseconds to minutes, and smoothed as package osclock
+// does; a machine may freeze, clocks and all. Agreement on the time at a start is
+// modelled after server/clockcheck.go, what a process does around its
+// support.Table after server/support.go. A read is suspended between its steps
+// (ranges.Config.Pause).
+//
+// Not simulated: the cache of hot rows, whose library has goroutines of its own.
 //
 // Raft draws its election jitter from crypto/rand; the tests pin it with
 // testing/cryptotest, so one process runs one seed at a time.

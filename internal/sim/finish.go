@@ -55,6 +55,9 @@ func (s *Sim) finish() {
 		return
 	}
 	s.checker.states()
+	if !s.fallSilent() {
+		return
+	}
 	for _, check := range []func() error{
 		s.history.check,
 		func() error { return s.checkInserts(rows) },

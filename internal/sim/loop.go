@@ -86,6 +86,8 @@ const (
 	concernNemesis
 	concernClient
 	concernNode
+	concernSupport
+	concernRead
 )
 
 func stream(seed uint64, concern uint64) *rand.Rand {

@@ -27,21 +27,21 @@ func (s *Sim) machine() *node { return s.machines[s.nemesisRand.IntN(len(s.machi
 
 func (s *Sim) fault() {
 	switch p := s.nemesisRand.IntN(100); {
-	case p < 18:
+	case p < 16:
 		s.crashOne()
-	case p < 26:
+	case p < 23:
 		s.isolateOne()
-	case p < 33:
+	case p < 31:
 		s.cutOneWay()
-	case p < 40:
+	case p < 43:
 		s.pauseOne()
-	case p < 47:
+	case p < 49:
 		s.slowDisk()
-	case p < 52:
+	case p < 54:
 		s.stepClock()
-	case p < 66:
+	case p < 65:
 		s.splitOne()
-	case p < 76:
+	case p < 77:
 		s.orderOne(metapb.OrderKind_ORDER_KIND_TRANSFER_LEADER)
 	case p < 84:
 		s.orderOne(metapb.OrderKind_ORDER_KIND_ADD_LEARNER)
@@ -84,6 +84,9 @@ func (s *Sim) crashOne() {
 // comeBack restarts a dead machine after a while.
 func (s *Sim) comeBack(n *node) {
 	down := between(s.nemesisRand, 50*time.Millisecond, 5*time.Second)
+	if chance(s.nemesisRand, 0.35) {
+		down = between(s.nemesisRand, time.Millisecond, s.options.Promise) // promises outlive it
+	}
 	s.loop.after(down, func() { s.restart(n) })
 }
 
@@ -117,8 +120,9 @@ func (s *Sim) isolateOne() {
 func (s *Sim) cut(n *node, on bool) {
 	for _, m := range s.machines {
 		if m != n {
-			s.net.link(n.id, m.id).cut = on
-			s.net.link(m.id, n.id).cut = on
+			for _, links := range []func(a, b ids.NodeID) *link{s.net.link, s.net.supportLink} {
+				links(n.id, m.id).cut, links(m.id, n.id).cut = on, on
+			}
 		}
 	}
 }
@@ -129,11 +133,20 @@ func (s *Sim) cutOneWay() {
 		return
 	}
 	s.count("one_way_cuts")
-	s.loop.tracef("cut %s to %s", a.id, b.id)
-	l := s.net.link(a.id, b.id)
-	l.cut = true
+	raft, support := s.net.link(a.id, b.id), s.net.supportLink(a.id, b.id)
+	what := "all"
 	length := between(s.nemesisRand, 200*time.Millisecond, 5*time.Second)
-	s.loop.after(length, func() { l.cut = false })
+	switch p := s.nemesisRand.IntN(10); {
+	case p < 4:
+		raft.cut, support.cut = true, true
+	case p < 7:
+		what, support.cut = "support", true
+		s.count("support_cuts")
+	default:
+		what, raft.cut = "raft", true
+	}
+	s.loop.tracef("cut %s to %s: %s", a.id, b.id, what)
+	s.loop.after(length, func() { raft.cut, support.cut = false, false })
 }
 
 func (s *Sim) pauseOne() {
@@ -142,10 +155,19 @@ func (s *Sim) pauseOne() {
 		return
 	}
 	s.count("pauses")
-	s.loop.tracef("pause %s", n.id)
+	length := between(s.nemesisRand, 100*time.Millisecond, 5*time.Second)
+	if chance(s.nemesisRand, 0.6) {
+		length = between(s.nemesisRand, time.Millisecond, 2*s.options.Promise)
+	}
+	s.loop.tracef("pause %s for %s", n.id, length)
 	n.pause()
+	if s.options.Freezes && chance(s.nemesisRand, 0.5) {
+		s.count("freezes")
+		n.physical.freeze()
+		s.loop.after(length, n.physical.thaw)
+	}
 	incarnation := n.incarnation
-	s.loop.after(between(s.nemesisRand, 100*time.Millisecond, 5*time.Second), func() {
+	s.loop.after(length, func() {
 		if n.incarnation == incarnation {
 			s.loop.tracef("resume %s", n.id)
 			n.resume()
@@ -161,7 +183,7 @@ func (s *Sim) slowDisk() {
 	}
 	if chance(s.nemesisRand, 0.5) {
 		s.count("disk_stalls")
-		n.stalled = true
+		n.stalled, n.stalledAt = true, s.loop.now
 	} else {
 		s.count("slow_disks")
 		n.disk *= 50
@@ -176,8 +198,16 @@ func (s *Sim) slowDisk() {
 func (s *Sim) stepClock() {
 	n := s.machine()
 	s.count("clock_steps")
-	n.physical.offset += s.clockRand.Int64N(1200) - 600
-	s.loop.tracef("clock of %s is off by %d ms", n.id, n.physical.offset)
+	by := 600 * time.Millisecond
+	switch p := s.clockRand.IntN(20); {
+	case p < 8:
+		by = 30 * time.Millisecond
+	case p == 19 && n == s.machines[len(s.machines)-1]: // one, so that most are right
+		by = 10 * time.Minute
+		s.count("clock_jumps")
+	}
+	n.physical.step(time.Duration((2*s.clockRand.Float64() - 1) * float64(by)))
+	s.loop.tracef("clock of %s is off by %s", n.id, n.physical.set)
 }
 
 // leaderOf finds a live node that leads a range drawn at random.
@@ -240,6 +270,26 @@ func (s *Sim) orderOne(kind metapb.OrderKind) {
 		}
 	}
 	n.run(func() { s.order(n, o) })
+	if m := s.nodes[target]; kind == metapb.OrderKind_ORDER_KIND_TRANSFER_LEADER && m != n &&
+		chance(s.nemesisRand, 0.3) {
+		s.loop.after(between(s.nemesisRand, 0, 30*time.Millisecond), func() { s.strand(m) })
+	}
+}
+
+// strand cuts off the target of a transfer, so that it is aborted or its old
+// leader does not hear how it ended.
+func (s *Sim) strand(n *node) {
+	if n.isolated || !s.mayBreakOneMore() {
+		return
+	}
+	s.count("transfers_stranded")
+	s.loop.tracef("strand %s", n.id)
+	n.isolated = true
+	s.cut(n, true)
+	s.loop.after(between(s.nemesisRand, 50*time.Millisecond, 3*time.Second), func() {
+		n.isolated = false
+		s.cut(n, false)
+	})
 }
 
 // changeOne promotes, demotes or removes a replica at random.
@@ -274,11 +324,16 @@ func (s *Sim) heal() {
 	for _, l := range s.net.links {
 		l.cut = false
 	}
-	s.net.profile.loss, s.net.profile.duplicate, s.net.profile.reorder = 0, 0, false
+	for _, l := range s.net.support {
+		l.cut = false
+	}
+	p := &s.net.profile
+	p.loss, p.duplicate, p.reorder, p.late = 0, 0, false, 0
 	s.clientLoss = 0
 	for _, n := range s.machines {
 		n.stalled, n.disk, n.isolated, n.doom = false, s.options.Disk, false, 0
-		n.physical.offset = 0
+		n.physical.thaw()
+		n.physical.set = 0
 		switch {
 		case !n.alive:
 			s.restart(n)

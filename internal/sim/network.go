@@ -23,6 +23,9 @@ type profile struct {
 	reorder   bool          // no FIFO per link
 	// slowSnapshot is how likely a snapshot takes seconds.
 	slowSnapshot float64
+	// late is how likely a request for support, or its answer, takes seconds: it
+	// may then come to a later process than that which it was sent to.
+	late float64
 }
 
 // link is one direction between two nodes.
@@ -38,14 +41,44 @@ type network struct {
 	rand    *rand.Rand
 	profile profile
 	links   map[[2]ids.NodeID]*link
+	// The links of node support, and what it draws from: a connection of its own.
+	support     map[[2]ids.NodeID]*link
+	supportRand *rand.Rand
+	// block, if set, drops a frame of raft messages: for stories.
+	block func(from, to ids.NodeID, m *multiraft.Message) bool
 }
 
-func (w *network) link(from, to ids.NodeID) *link {
+// newNetwork draws how bad the network of a run is.
+func newNetwork(s *Sim, r *rand.Rand) *network {
+	w := &network{
+		sim: s, rand: r, links: map[[2]ids.NodeID]*link{},
+		support: map[[2]ids.NodeID]*link{}, supportRand: stream(s.options.Seed, concernSupport),
+		profile: profile{
+			min: 200 * time.Microsecond, max: between(r, 1, 12) * time.Millisecond,
+		},
+	}
+	w.profile.slowSnapshot = r.Float64() * 0.5
+	switch r.IntN(3) {
+	case 0:
+		w.profile.loss = r.Float64() * 0.02
+	case 1:
+		w.profile.loss = r.Float64() * 0.02
+		w.profile.duplicate, w.profile.reorder = r.Float64()*0.1, true
+		w.profile.late = r.Float64() * 0.02
+	}
+	return w
+}
+
+func (w *network) link(from, to ids.NodeID) *link { return linkOf(w.links, from, to) }
+
+func (w *network) supportLink(from, to ids.NodeID) *link { return linkOf(w.support, from, to) }
+
+func linkOf(links map[[2]ids.NodeID]*link, from, to ids.NodeID) *link {
 	k := [2]ids.NodeID{from, to}
-	l := w.links[k]
+	l := links[k]
 	if l == nil {
 		l = &link{}
-		w.links[k] = l
+		links[k] = l
 	}
 	return l
 }
@@ -93,6 +126,11 @@ func (w *network) carry(from, to *node, run func(), lost func()) {
 	}
 }
 
+// stormMessages is more than one pass has to say to one node in any run that is
+// well: two replicas that answer one another without end come to it, where the
+// network doubles frames.
+const stormMessages = 2000
+
 // nodeTransport is one node's side of the network.
 type nodeTransport struct {
 	n *node
@@ -107,8 +145,19 @@ func (t *nodeTransport) Send(to ids.NodeID, msgs []multiraft.Message) bool {
 	if peer == nil || !t.n.alive {
 		return false
 	}
+	if len(msgs) > stormMessages {
+		s.fail("%s sends %d messages to %s at once: replicas keep one another busy",
+			t.n, len(msgs), to)
+		return false
+	}
 	s.checker.sent(t.n, msgs)
+	if msgs = s.net.filter(t.n.id, to, msgs); len(msgs) == 0 {
+		return true
+	}
 	frame := multiraft.Frame{From: t.n.id, Stamp: t.n.clock.Peek(), Messages: msgs}
+	if durable := t.n.store.Identity().Record().Bound; frame.Stamp > durable {
+		s.fail("%s stamps a frame %d, above its durable bound %d", t.n, frame.Stamp, durable)
+	}
 	host := t.n.host
 	incarnation := peer.incarnation
 	for _, data := range rpc.EncodeFrames(&frame) {
@@ -122,9 +171,26 @@ func (t *nodeTransport) Send(to ids.NodeID, msgs []multiraft.Message) bool {
 				return
 			}
 			peer.host.Receive(f)
+			if f.Stamp > peer.clock.Peek() { // it was refused
+				peer.heard()
+			}
 		}, func() { host.Unreachable(to) })
 	}
 	return true
+}
+
+// filter leaves out what a story blocks.
+func (w *network) filter(from, to ids.NodeID, msgs []multiraft.Message) []multiraft.Message {
+	if w.block == nil {
+		return msgs
+	}
+	var kept []multiraft.Message
+	for i := range msgs {
+		if !w.block(from, to, &msgs[i]) {
+			kept = append(kept, msgs[i])
+		}
+	}
+	return kept
 }
 
 // SendSnapshot reads the snapshot now and lets it travel; the receiver's answer
@@ -191,4 +257,38 @@ func (w *network) call(from, to *node, handle func(reply func(func()))) {
 			}, nil)
 		})
 	}, nil)
+}
+
+// carrySupport delivers a frame of node support. Nobody is told of a loss, and
+// a frame that is very late finds whatever process lives then.
+func (w *network) carrySupport(from, to *node, run func()) {
+	l, r := w.supportLink(from.id, to.id), w.supportRand
+	if l.cut || chance(r, w.profile.loss) {
+		return
+	}
+	d := between(r, w.profile.min, w.profile.max)
+	incarnation := to.incarnation
+	deliver := func() {
+		if w.supportLink(from.id, to.id).cut {
+			return
+		}
+		if !w.profile.reorder && w.profile.late == 0 && to.incarnation != incarnation {
+			return // a stream does not survive its process
+		}
+		to.run(run)
+	}
+	if chance(r, w.profile.late) {
+		w.sim.count("support_frames_late")
+		w.sim.loop.after(between(r, 50*time.Millisecond, 5*time.Second), deliver)
+		return
+	}
+	at := w.sim.loop.now + d
+	if !w.profile.reorder {
+		at = max(at, l.last)
+		l.last = at
+	}
+	w.sim.loop.after(at-w.sim.loop.now, deliver)
+	if chance(r, w.profile.duplicate) {
+		w.sim.loop.after(at-w.sim.loop.now+between(r, w.profile.min, 4*w.profile.max), deliver)
+	}
 }

@@ -21,11 +21,11 @@ import (
 const (
 	tickInterval     = 100 * time.Millisecond
 	boundWindow      = 3 * time.Second
-	boundInterval    = time.Second
+	boundInterval    = 250 * time.Millisecond
 	reportInterval   = 150 * time.Millisecond
 	driverInterval   = 250 * time.Millisecond
 	maintainInterval = time.Second
-	maxAhead         = 20 * time.Second // tolerated lead of a remote clock
+	maxAhead         = boundWindow + 2*time.Second // tolerated lead of a remote clock
 )
 
 // node is one simulated machine: its disk and clock outlive its processes.
@@ -42,9 +42,10 @@ type node struct {
 	incarnation int
 	disk        time.Duration // latency of a sync
 	stalled     bool          // no sync ends
-	doom        int           // commits until the machine loses power, 0: not armed
-	isolated    bool          // all its links are cut
-	looks       int           // how often the checker looked at the store
+	stalledAt   time.Duration
+	doom        int  // commits until the machine loses power, 0: not armed
+	isolated    bool // all its links are cut
+	looks       int  // how often the checker looked at the store
 
 	// One process; made anew by boot.
 	store   *store.Store
@@ -56,6 +57,11 @@ type node struct {
 	polling []bool // a pass of the shard is scheduled
 	syncing []bool // the end of a sync of the shard is scheduled
 	reads   []func()
+
+	promises    *promises
+	leasesMoved bool // the event may have changed which leases are held here
+	settled     bool // others have agreed to this process's time
+	raising     bool // a remote stamp above the bound raises it at once
 }
 
 // run executes f as part of the node's present process, later if it is paused.
@@ -69,6 +75,7 @@ func (n *node) run(f func()) {
 	}
 	if n.survives(f) {
 		n.wake()
+		n.sim.checker.after(n)
 	}
 }
 
@@ -99,12 +106,14 @@ func (n *node) wake() {
 	if !n.alive || n.host == nil {
 		return
 	}
+	n.promises.follow()
 	for shard := range n.polling {
 		work, syncs := n.host.PendingWork(shard)
 		if work && !n.polling[shard] {
 			n.polling[shard] = true
 			n.after(between(n.rand, time.Microsecond, 200*time.Microsecond), func() {
 				n.polling[shard] = false
+				n.leasesMoved = true
 				n.host.Poll(shard)
 			})
 		}
@@ -144,22 +153,26 @@ func (n *node) boot() error {
 	}
 	n.store = s
 	record := s.Identity().Record()
-	n.alive, n.paused, n.deferred, n.reads = true, false, nil, nil
-	start := max(hlc.New(n.physical.Wall(), 0), record.Bound)
-	n.clock = hlc.NewHybrid(n.physical, start, maxAhead)
-	if err := n.extendBound(); err != nil {
-		return err
-	}
-	if record.Node == 0 && n.id == 1 {
-		if err := n.bootstrap(); err != nil {
-			return err
-		}
-		record = s.Identity().Record()
-	}
+	n.alive, n.paused, n.deferred, n.reads, n.clock = true, false, nil, nil, nil
+	n.raising, n.settled, n.promises = false, record.Node == 0, nil
+	n.physical.thaw()
+	n.physical.restart()
+	n.sim.checker.lease.restarted()
 	n.control = control{n: n}
-	if record.Node == 0 {
+	switch {
+	case record.Node != 0:
+		n.agree(func() {
+			if err := n.serve(); err != nil {
+				n.sim.fail("serve %s: %v", n, err)
+			}
+		})
+		return nil
+	case n.id != 1:
 		n.control.join()
 		return nil
+	}
+	if err := n.bootstrap(); err != nil {
+		return err
 	}
 	return n.serve()
 }
@@ -171,22 +184,34 @@ func (n *node) bootstrap() error {
 	return n.store.Identity().Join(n.sim.options.Seed|1, n.id)
 }
 
-// serve starts what needs a node id.
+// startClock makes the hybrid clock: it begins above all that was issued before.
+func (n *node) startClock() error {
+	bound := n.store.Identity().Record().Bound
+	n.clock = hlc.NewHybrid(n.physical, max(hlc.New(n.physical.Wall(), 0), bound), maxAhead)
+	return n.raiseBound() // waited for, however slow the disk: no frame leaves before it
+}
+
+// serve starts what needs a node id and the right time.
 func (n *node) serve() error {
+	if err := n.startClock(); err != nil {
+		return err
+	}
 	logger := n.sim.logger(n.id)
+	n.promises = n.promise()
 	table, err := ranges.New(ranges.Config{
 		Node: n.id, Store: n.store, Clock: n.clock, Physical: n.physical,
 		RangeSize: n.sim.options.RangeSize, GCWindow: 5 * time.Second, Logger: logger,
 		Execute:     n.execute,
 		NextRangeID: n.control.nextRangeID,
 		OnFact:      n.control.fact,
+		Witness:     &witness{n}, Pause: n.pauseRead,
 	})
 	if err != nil {
 		return fmt.Errorf("make table: %w", err)
 	}
 	n.host, err = multiraft.NewHost(multiraft.Config{
 		Node: n.id, Store: n.store, Clock: n.clock, Transport: &nodeTransport{n},
-		Shards: 2, TickInterval: tickInterval, Logger: logger,
+		Support: n.promises.table, Shards: 2, TickInterval: tickInterval, Logger: logger,
 		Gone: table.Gone, OnGone: table.OnGone,
 		Background: func(job func()) {
 			n.after(between(n.rand, n.disk, 10*n.disk), job)
@@ -219,6 +244,7 @@ func (n *node) loops() {
 		}
 	})
 	n.every(maintainInterval, n.table.Maintain)
+	n.promises.start()
 	n.every(reportInterval, n.control.report)
 	n.every(driverInterval, func() {
 		now := n.physical.Monotonic()
@@ -229,8 +255,15 @@ func (n *node) loops() {
 }
 
 func (n *node) extendBound() error {
+	if n.stalled {
+		return nil
+	}
+	return n.raiseBound()
+}
+
+func (n *node) raiseBound() error {
 	bound, due := n.clock.NextBound(boundWindow)
-	if !due || n.stalled {
+	if !due {
 		return nil
 	}
 	if err := n.store.Identity().ExtendBound(bound); err != nil {
@@ -238,6 +271,21 @@ func (n *node) extendBound() error {
 	}
 	n.clock.SetBound(bound)
 	return nil
+}
+
+// heard follows a stamp that could not be adopted: if only the bound was in the
+// way, it is raised at once, so that the next frame is heard.
+func (n *node) heard() {
+	if n.raising {
+		return
+	}
+	n.raising = true
+	n.after(n.syncLatency(), func() {
+		n.raising = false
+		if err := n.extendBound(); err != nil {
+			n.sim.fail("extend bound of %s: %v", n.id, err)
+		}
+	})
 }
 
 // execute queues a read job; jobs of one moment run in order, a little later.
@@ -251,7 +299,11 @@ func (n *node) receiveSnapshot(h *metapb.SnapshotHeader, chunks [][]byte, done f
 		done(errLink)
 		return
 	}
-	_ = n.clock.Update(hlc.Timestamp(h.Stamp))
+	if err := n.clock.Update(hlc.Timestamp(h.Stamp)); err != nil {
+		n.heard()
+		done(err)
+		return
+	}
 	a, err := n.table.AdmitSnapshot(h)
 	if err != nil {
 		n.sim.count("snapshots_refused")

@@ -29,8 +29,13 @@ type Options struct {
 	MaxSplits             int
 	MaxLogBytes           int64
 	SnapshotInMemoryBytes int64
-	Trace                 io.Writer // nil: no trace in words
-	Logs                  bool      // nodes' logs go to the trace
+	Promise               time.Duration // how long a promise between nodes lasts
+	AskEvery              time.Duration // between requests for support
+	Drift                 float64       // of lease clocks, at most
+	ReadPauses            float64       // how likely a read is suspended between its steps
+	Freezes               bool          // machines freeze, clocks and all
+	Trace                 io.Writer     // nil: no trace in words
+	Logs                  bool          // nodes' logs go to the trace
 }
 
 // Derive draws a run's options from its seed.
@@ -48,6 +53,13 @@ func Derive(seed uint64) Options {
 	if chance(r, 0.3) {
 		o.SnapshotInMemoryBytes = 1
 	}
+	o.Promise, o.AskEvery, o.Drift = 250*time.Millisecond, 50*time.Millisecond, maxDrift
+	if chance(r, 0.4) {
+		o.Promise = between(r, 100, 1500) * time.Millisecond
+		o.AskEvery = o.Promise / time.Duration(3+r.IntN(5))
+	}
+	o.ReadPauses = r.Float64() * 0.1
+	o.Freezes = chance(r, 0.25)
 	return o
 }
 
@@ -82,10 +94,14 @@ type Sim struct {
 	restAt   time.Duration // next look at whether all is at rest
 	err      error
 
-	clientLoss  float64
+	clientLoss float64
+	// pauseAt says how long a read pauses before a step, for stories: instead of chance.
+	pauseAt func(n *node, step string) time.Duration
+
 	nemesisRand *rand.Rand
 	clockRand   *rand.Rand
 	clientRand  *rand.Rand
+	readRand    *rand.Rand
 	workload    *rand.Rand
 }
 
@@ -111,25 +127,17 @@ func newSim(o Options) *Sim {
 		history: newHistory(), counters: map[string]int{},
 		nemesisRand: stream(o.Seed, concernNemesis), clockRand: stream(o.Seed, concernClock),
 		clientRand: stream(o.Seed, concernClient), workload: stream(o.Seed, concernWorkload),
+		readRand: stream(o.Seed, concernRead),
 	}
 	s.checker = newChecker(s)
 	r := stream(o.Seed, concernNetwork)
-	s.net = &network{sim: s, rand: r, links: map[[2]ids.NodeID]*link{}, profile: profile{
-		min: 200 * time.Microsecond, max: between(r, 1, 12) * time.Millisecond,
-	}}
+	s.net = newNetwork(s, r)
 	s.clientLoss = r.Float64() * 0.03
-	s.net.profile.slowSnapshot = r.Float64() * 0.5
-	switch r.IntN(3) {
-	case 0:
-		s.net.profile.loss = r.Float64() * 0.02
-	case 1:
-		s.net.profile.loss = r.Float64() * 0.02
-		s.net.profile.duplicate, s.net.profile.reorder = r.Float64()*0.1, true
-	}
 	for i := 1; i <= o.Nodes; i++ {
 		n := &node{
-			sim: s, id: provisional + ids.NodeID(i), physical: newClock(s.loop, s.clockRand),
-			fs: newDisk(), rand: stream(o.Seed, concernDisk+uint64(i)<<8), disk: o.Disk,
+			sim: s, id: provisional + ids.NodeID(i),
+			physical: newClock(s.loop, s.clockRand, o.Drift),
+			fs:       newDisk(), rand: stream(o.Seed, concernDisk+uint64(i)<<8), disk: o.Disk,
 		}
 		if i == 1 {
 			n.id = 1

@@ -11,18 +11,24 @@ import (
 )
 
 var (
-	seedsFlag  = flag.Int("sim.seeds", 12, "how many seeds TestSeeds runs")
+	seedsFlag  = flag.Int("sim.seeds", 40, "how many seeds TestSeeds runs")
 	firstFlag  = flag.Uint64("sim.first", 1, "the first seed of TestSeeds")
 	strideFlag = flag.Uint64("sim.stride", 1, "distance between seeds, to share them among processes")
 	seedFlag   = flag.Uint64("sim.seed", 0, "the seed that TestReplay runs, with its trace")
+	stormFlag  = flag.Bool("sim.storm", false, "TestSeeds and TestReplay make storms of faults and calls")
 	logsFlag   = flag.Bool("sim.logs", false, "TestReplay shows the nodes' logs, too")
 )
 
 // sometimes must each happen over a set of seeds, or the set did not exercise
 // what it claims to.
 var sometimes = []string{
-	"crashes", "crashes_between_commits", "snapshots_slow", "partitions", "one_way_cuts", "pauses", "slow_disks", "disk_stalls",
-	"clock_steps", "elections", "transfers", "splits", "snapshots_sent",
+	"crashes", "crashes_between_commits", "snapshots_slow", "partitions", "one_way_cuts",
+	"support_cuts", "pauses", "freezes", "slow_disks", "disk_stalls",
+	"clock_steps", "clocks_adopted", "elections", "transfers_stranded",
+	"promises_expired", "promises_outlived", "supports_lapsed", "support_frames_late",
+	"support_frames_refused", "leases_seen", "reads_by_lease", "reads_by_index",
+	"reads_in_the_future", "reads_paused_before_fix", "reads_paused_before_stripes",
+	"reads_paused_before_lease", "reads_paused_before_iterator", "reads_paused_before_check", "transfers", "splits", "snapshots_sent",
 	"snapshots_installed", "orders_ORDER_KIND_ADD_LEARNER", "orders_ORDER_KIND_PROMOTE",
 	"orders_ORDER_KIND_REMOVE_LEARNER", "orders_ORDER_KIND_TRANSFER_LEADER",
 	"streams_broken", "replies_lost", "retries_of_writes", "frames_lost", "frames_duplicated",
@@ -31,7 +37,24 @@ var sometimes = []string{
 }
 
 func replayCommand(seed uint64) string {
-	return fmt.Sprintf("go test ./internal/sim -run TestReplay -sim.seed=%d -v", seed)
+	return fmt.Sprintf("go test ./internal/sim -run TestReplay -sim.seed=%d -sim.storm=%v -v",
+		seed, *stormFlag)
+}
+
+// storm is a run in which leases come and go: the faults of Derive, more often,
+// and more calls.
+func storm(seed uint64) Options {
+	o := Derive(seed)
+	o.FaultEvery, o.Think = o.FaultEvery/3, max(o.Think/4, time.Millisecond)
+	return o
+}
+
+// options are a seed's, as the flags want them.
+func options(seed uint64) Options {
+	if *stormFlag {
+		return storm(seed)
+	}
+	return Derive(seed)
 }
 
 // runSeed runs one seed with raft's jitter pinned to it.
@@ -50,7 +73,7 @@ func TestSeeds(t *testing.T) {
 	for i := range *seedsFlag {
 		seed := *firstFlag + uint64(i)**strideFlag
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			r := runSeed(t, Derive(seed))
+			r := runSeed(t, options(seed))
 			if r.Err != nil {
 				t.Fatalf("seed %d: %v\nreplay: %s", seed, r.Err, replayCommand(seed))
 			}
@@ -62,7 +85,7 @@ func TestSeeds(t *testing.T) {
 	}
 	t.Logf("%d seeds from %d in %s\n%s", ran, *firstFlag, time.Since(began).Round(time.Second),
 		Summary(total))
-	if *seedsFlag < 10 {
+	if *seedsFlag < 30 {
 		return
 	}
 	for _, name := range sometimes {
@@ -77,7 +100,7 @@ func TestReplay(t *testing.T) {
 	if *seedFlag == 0 {
 		t.Skip("runs with -sim.seed only")
 	}
-	o := Derive(*seedFlag)
+	o := options(*seedFlag)
 	o.Trace, o.Logs = os.Stdout, *logsFlag
 	r := runSeed(t, o)
 	t.Logf("hash %x, %d steps\n%s", r.Hash, r.Steps, Summary(r.Counters))

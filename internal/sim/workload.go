@@ -96,7 +96,12 @@ func (w *worker) registerKey() (string, []byte) {
 
 func (w *worker) read() {
 	name, key := w.registerKey()
-	w.call(kv.Request{Verb: kv.VerbGet, Key: key}, func(r *kv.Response, start time.Duration) {
+	request := kv.Request{Verb: kv.VerbGet, Key: key}
+	if chance(w.s.workload, 0.15) {
+		w.s.count("reads_in_the_future")
+		request.Timestamp = w.s.checker.lease.future(between(w.s.workload, 0, futureReads))
+	}
+	w.call(request, func(r *kv.Response, start time.Duration) {
 		out := registerOutput{value: string(r.Value)}
 		out.unknown = r.Code != kv.CodeOK && r.Code != kv.CodeNotFound
 		w.s.history.add(w.c.id, name, registerInput{kind: opRead}, out, start, w.s.loop.now)
