@@ -35,24 +35,61 @@ const (
 	maxParallel = 1024
 )
 
-// listRanges lists the ranges that hold users' keys.
+// listRetry is the pause before a list with gaps is asked for again.
+const listRetry = 100 * time.Millisecond
+
+// listRanges lists the ranges of users' keys, page by page, until they tile the
+// keyspace: placement that has just moved to another node still learns of them.
 func listRanges(ctx context.Context, c *client.Client) (all []*adminpb.RangeInfo, err error) {
-	err = c.Admin(ctx, func(ctx context.Context, a adminpb.AdminClient) error {
-		reply, err := a.ListRanges(ctx, &adminpb.ListRangesRequest{
-			Start: []byte{kv.UserPrefix}, End: []byte{kv.EndPrefix},
-		})
-		if err != nil {
-			return err
+	for {
+		all, err = listOnce(ctx, c)
+		if err != nil || tiles(all) {
+			return all, err
 		}
-		all = nil // of an endpoint before
-		for _, r := range reply.GetRanges() {
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the list of ranges has gaps: %w", ctx.Err())
+		case <-time.After(listRetry):
+		}
+	}
+}
+
+func listOnce(ctx context.Context, c *client.Client) (all []*adminpb.RangeInfo, err error) {
+	request := &adminpb.ListRangesRequest{Start: []byte{kv.UserPrefix}, End: []byte{kv.EndPrefix}}
+	for {
+		var page []*adminpb.RangeInfo
+		err := c.Admin(ctx, func(ctx context.Context, a adminpb.AdminClient) error {
+			reply, err := a.ListRanges(ctx, request)
+			page = reply.GetRanges()
+			return err
+		})
+		if err != nil || len(page) == 0 {
+			return all, err
+		}
+		for _, r := range page {
 			if _, inside := kv.StripUserKey(r.GetDescriptor_().GetStart()); inside {
 				all = append(all, r)
 			}
 		}
-		return nil
-	})
-	return all, err
+		last := page[len(page)-1].GetDescriptor_().GetEnd()
+		if bytes.Compare(last, request.End) >= 0 || bytes.Compare(last, request.Start) <= 0 {
+			return all, nil
+		}
+		request.Start = last
+	}
+}
+
+// tiles says whether no key is missing between the ranges and after them.
+func tiles(all []*adminpb.RangeInfo) bool {
+	at := []byte{kv.UserPrefix}
+	for _, r := range all {
+		d := r.GetDescriptor_()
+		if bytes.Compare(d.GetStart(), at) > 0 {
+			return false
+		}
+		at = d.GetEnd()
+	}
+	return bytes.Compare(at, []byte{kv.EndPrefix}) >= 0
 }
 
 // userRanges lists the ranges that hold users' keys, by users' keys.
