@@ -39,6 +39,8 @@ const (
 const (
 	// wakeTokens is the size of a notify channel: one token says "look again".
 	wakeTokens = 1
+	// maxSpareItems is the largest inbox buffer that is kept for reuse.
+	maxSpareItems = 4096
 	// maxPendingTicks caps the ticks that wait for a shard, so that an
 	// overloaded node does not catch up in bursts; more are forgotten.
 	maxPendingTicks = 2

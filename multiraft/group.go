@@ -43,6 +43,8 @@ type Group struct {
 	lease        atomic.Pointer[lease] // nil unless this replica leads; see lease.go
 	kept         keptExpiry            // nothing, but in builds with canaries
 	relinquished ids.Term              // in which the lease was given up (R5)
+	heir         ids.ReplicaID         // of the last transfer begun here
+	retries      int                   // looks at a transfer that failed, in this term
 	record       record                // whom this replica follows; see record.go
 	awaited      awaited               // a leader to whom nothing is promised
 	deferred     *raftpb.Message       // a request for a vote that came too early
@@ -343,6 +345,7 @@ func (g *Group) TransferLeader(to ids.ReplicaID) {
 			"range", g.cfg.Range, "replica", to)
 		return
 	}
+	g.heir = to
 	g.rn.TransferLeader(uint64(to))
 	g.ticks = 0 // raft gives a transfer a whole election timeout
 	g.wake()

@@ -185,7 +185,7 @@ func transferAborted(t *testing.T) string {
 	// What it cannot have again in this term it gets rid of: the next attempt ends
 	// the term, and its successor holds a lease.
 	l.drop = nil
-	l.pass(3 * time.Second)
+	l.pass(7 * time.Second)
 	if l.leader(7).status().Term == term {
 		return "the leader keeps a term in which it can have no lease"
 	}

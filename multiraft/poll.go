@@ -14,6 +14,9 @@ func (h *Host) Poll(shard int) (more bool) {
 	s.handle(items)
 	clear(items)
 	s.spareItems = items[:0]
+	if cap(items) > maxSpareItems {
+		s.spareItems = nil // of a burst, such as a start
+	}
 	if tick {
 		s.tick()
 	}

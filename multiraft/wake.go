@@ -107,7 +107,9 @@ func (g *Group) tickLeader() bool {
 			g.relinquished = 0
 			g.publishLease()
 		} else {
-			g.retryTransfer()
+			if g.retries++; g.retries%retryTimeouts == 0 {
+				g.retryTransfer()
+			}
 		}
 	}
 	if g.rn.HasReady() {
@@ -180,8 +182,12 @@ func (g *Group) probes(p *peer) (probes bool) {
 	return probes
 }
 
+// retryTimeouts is how many election timeouts lie between two attempts: writes
+// wait for one of them.
+const retryTimeouts = 3
+
 // retryTransfer tries to end a term whose lease was given up for a transfer
-// that failed.
+// that failed: with another target than the last, if there is one.
 func (g *Group) retryTransfer() {
 	now := g.host.cfg.Support.Now()
 	best, match := ids.ReplicaID(0), uint64(0)
@@ -191,7 +197,8 @@ func (g *Group) retryTransfer() {
 			pr.State != tracker.StateReplicate {
 			return
 		}
-		if _, alive := p.supported(now); alive && (best == 0 || pr.Match > match) {
+		_, alive := p.supported(now)
+		if alive && (best == 0 || best == g.heir || p.replica != g.heir && pr.Match > match) {
 			best, match = p.replica, pr.Match
 		}
 	})

@@ -13,7 +13,7 @@ const (
 	// maxDepartures bounds the transfers in flight: their elections share the
 	// syncs of three disks, and the more there are the longer each range is
 	// without a leader.
-	maxDepartures = 64
+	maxDepartures = 8
 	// departurePatience is how long one transfer may take before another target
 	// is asked.
 	departurePatience = 200 * time.Millisecond

@@ -10,9 +10,8 @@
 //   - raft: one stream from sender to receiver per ordered pair of nodes. It
 //     opens with a Hello each way; then frames go one way, and the receiver says
 //     "alive" once a second the other way.
-//   - support: one stream from each node to every peer that it wants support of.
-//     Requests go one way, grants the other; both are a hundred bytes and must
-//     not wait behind anything, since leases end when they are late.
+//   - support: datagrams, a hundred bytes each, since leases end when they are
+//     late: see support.go.
 //   - snapshot: one connection per snapshot, SnapshotsOut at a time, paced.
 //   - control: unary calls (Admin and Control services), kept open.
 //
@@ -24,8 +23,7 @@
 // The stamp is read after the last message was put in, and the receiver adopts it
 // before it handles any of the frame; a frame whose stamp is too far ahead is
 // dropped whole. No stamp lies above the clock's durable bound: hlc.Hybrid never
-// issues or adopts one that does. On a support stream only the frame is dropped
-// and not the stream: the next one comes in an interval.
+// issues or adopts one that does.
 //
 // # Memory
 //
@@ -38,14 +36,13 @@
 // # Goroutines
 //
 // NewTransport starts nothing. Run owns one sender per peer, SnapshotsOut
-// snapshot senders and one watchdog. For support it owns one goroutine that
-// begins a round of requests in every interval, one that begins a round when a
-// read asks for it, and per wanted node an asker, with a listener while its
-// stream is open: a node that does not read delays no request to another. Send
-// and SendSnapshot may be called on any goroutine and never block; a Send to a
-// new peer hands it to Run, which starts its sender. Inbound streams run on
-// grpc's handler goroutines, with one more each for the alive frames (not on
-// support streams, whose grants say as much), both ending with the stream.
+// snapshot senders and one watchdog, and for support one goroutine that asks in
+// rounds, one that asks when a read has asked for it, one that listens and
+// answers, one for what may block (lookups of addresses, introductions) and one
+// that has addresses looked up again. Send and SendSnapshot may be called on any
+// goroutine and never block; a Send to a new peer hands it to Run, which starts
+// its sender. Inbound streams run on grpc's handler goroutines, with one more
+// each for the alive frames, both ending with the stream.
 //
 // # Failure
 //
@@ -55,10 +52,8 @@
 // keepalive cannot be set below 10 s. When a stream breaks everything queued is
 // dropped and Lost is called: raft must repeat what was in flight anyway, and
 // old messages delivered late help nobody. Reconnecting backs off from 10 ms to
-// 1 s (support: 200 ms); its jitter is a hash of the pair of nodes and the attempt, so that the
-// package draws no randomness. A support stream is given up after a second of
-// rounds without an answer. The rounds are counted and not the time: a node that
-// was paused itself first reads the answers that wait.
+// 1 s; its jitter is a hash of the pair of nodes and the attempt, so that the
+// package draws no randomness. A datagram that is lost is followed by another.
 //
 // Rejected: one connection for all classes (see above); a linger before a frame
 // (0.38 of the throughput at one operation in flight); acknowledged frames (raft

@@ -144,18 +144,18 @@ func (p *peer) run(ctx context.Context) {
 		if opened || dropped > 0 {
 			p.t.cfg.Lost(p.node)
 		}
-		p.t.cfg.Pause(ctx, redialAfter(p.t.cfg.Self, p.node, attempt, reconnectMax))
+		p.t.cfg.Pause(ctx, redialAfter(p.t.cfg.Self, p.node, attempt))
 		p.accept()
 	}
 }
 
 // redialAfter returns how long to wait before the next attempt: doubling from
-// reconnectMin to most, spread over the upper half by a hash of who
-// dials whom for which time, so that nodes do not come in step.
-func redialAfter(self, to ids.NodeID, attempt int, most time.Duration) time.Duration {
-	d := most
+// reconnectMin to reconnectMax, spread over the upper half by a hash of who dials
+// whom for which time, so that nodes do not come in step.
+func redialAfter(self, to ids.NodeID, attempt int) time.Duration {
+	d := reconnectMax
 	if attempt < 7 {
-		d = min(reconnectMin<<attempt, most)
+		d = min(reconnectMin<<attempt, reconnectMax)
 	}
 	var b [24]byte
 	binary.LittleEndian.PutUint64(b[:], uint64(self))

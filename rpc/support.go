@@ -281,7 +281,8 @@ func (s *supporter) peer(n ids.NodeID) *supportPeer {
 func (s *supporter) meet(n ids.NodeID, p *supportPeer, life, mark uint64) bool {
 	err := s.t.cfg.Met(&metapb.Hello{
 		ProtocolMin: ProtocolMin, ProtocolMax: ProtocolMax,
-		ClusterId: s.cluster, NodeId: uint64(n), Life: life, Mark: mark, ToNodeId: uint64(s.t.cfg.Self),
+		ClusterId: s.cluster, NodeId: uint64(n), Life: life, Mark: mark,
+		ToNodeId: uint64(s.t.cfg.Self),
 	})
 	if err == nil {
 		s.t.supersede(n, life)

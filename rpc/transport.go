@@ -327,7 +327,7 @@ type Metrics struct {
 	SupportRequestsSent     uint64
 	SupportRequestsAnswered uint64 // by this node
 	SupportUnsent           uint64 // datagrams that the system did not take
-	SupportRefused          uint64 // datagrams that were not heard: damaged, foreign, of a life not met
+	SupportRefused          uint64 // datagrams not heard: damaged, foreign, of a life not met
 	SnapshotsSent           uint64
 	SnapshotsReceived       uint64
 	SnapshotBytesOut        uint64

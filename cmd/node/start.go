@@ -66,7 +66,7 @@ func (f *flags) register(fs *pflag.FlagSet) {
 	c := &f.cfg
 	fs.SortFlags = false
 	fs.StringVar(&c.Data, "data", "", "directory of the store (required)")
-	fs.StringVar(&c.Listen, "listen", d.Listen, "host:port for clients and other nodes")
+	fs.StringVar(&c.Listen, "listen", d.Listen, "host:port for clients and other nodes (TCP; other nodes use UDP on it, too)")
 	fs.StringVar(&c.Advertise, "advertise", "", "host:port that others are told (default: --listen)")
 	fs.StringVar(&c.HTTP, "http", d.HTTP, "host:port for metrics and health")
 	fs.BoolVar(&c.Init, "init", false, "create a new cluster if the directory is empty")
