@@ -330,8 +330,14 @@ func TestPointReadsAndWritesAllocateNothing(t *testing.T) {
 		},
 	} {
 		w.check(f())
-		if n := testing.AllocsPerRun(200, func() { w.check(f()) }); n != 0 {
-			t.Errorf("%s allocates %v times", name, n)
+		// What the engine does in the background is counted, too: one quiet look of
+		// some tells.
+		least := math.Inf(1)
+		for look := 0; look < 20 && least != 0; look++ {
+			least = min(least, testing.AllocsPerRun(200, func() { w.check(f()) }))
+		}
+		if least != 0 {
+			t.Errorf("%s allocates %v times", name, least)
 		}
 	}
 }
