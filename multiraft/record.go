@@ -62,8 +62,11 @@ func (g *Group) noteLeader(m *raftpb.Message) {
 	}
 	next := record{leader: sender, node: p.node, term: term, epoch: p.support.Promise(),
 		peer: p.support}
-	if next.epoch == 0 {
-		next = record{} // nothing is promised to that node at the moment
+	if next.epoch == 0 || g.applied == 0 {
+		// Nothing is promised to that node at the moment; or this replica has no
+		// state yet, may go with the snapshot that was to bring it, and come back
+		// under the same id, without its record and with its ack still counted.
+		next = record{}
 	}
 	g.setRecord(next)
 	now := awaited{leader: sender, term: term}
@@ -135,16 +138,22 @@ func (g *Group) mayVote(m *Message) bool {
 		g.deferred, g.deferredAt = m.Raft, g.host.cfg.Support.Now()
 		return false
 	}
-	if g.status.IsLeader {
+	if g.status.IsLeader && g.leadsPublishedTerm() {
 		// Raft ignores it, but the sender may not know that there is a leader, or
 		// be ahead in term: a heartbeat, and its answer, sort that out.
 		g.stir()
 		return true
 	}
-	// The record's leader itself may ask: it has left the term then.
-	if g.held() && ids.ReplicaID(m.Raft.GetFrom()) != g.record.leader {
-		g.deferred, g.deferredAt = m.Raft, g.host.cfg.Support.Now()
-		return false
+	if g.held() {
+		if ids.ReplicaID(m.Raft.GetFrom()) != g.record.leader {
+			g.deferred, g.deferredAt = m.Raft, g.host.cfg.Support.Now()
+			return false
+		}
+		// The record's leader itself may ask, for a later term: it has left this one
+		// then. What it asked before it led this term may come late, or twice.
+		if ids.Term(m.Raft.GetTerm()) <= g.record.term {
+			return false
+		}
 	}
 	if g.record.leader != 0 {
 		g.unfollow()
@@ -178,6 +187,9 @@ func (g *Group) hasDeferred() bool {
 
 // stepDeferred steps that request now.
 func (g *Group) stepDeferred() {
+	if !g.host.cfg.Support.MayVote() {
+		return // it is stepped when the boot wait is over (R6)
+	}
 	if g.hasDeferred() {
 		_ = g.rn.Step(g.deferred)
 		g.shard.queue(g)

@@ -1,5 +1,5 @@
-// Package rpc carries messages between nodes: per peer and class (raft, support,
-// snapshot, control) its own connection, a hand-written raft codec, one sender
+// Package rpc carries messages between nodes: per peer and class (raft, snapshot,
+// control) its own connection, for support datagrams, a hand-written raft codec, one sender
 // that drains its bounded queue into one frame.
 //
 // # Classes

@@ -131,7 +131,7 @@ func (e emitter) transport(m rpc.Metrics) {
 		m.SupportRequestsAnswered)
 	e.total("support_unsent", "Support datagrams that the system did not take.",
 		m.SupportUnsent)
-	e.total("support_refused", "Support datagrams that were not heard.", m.SupportRefused)
+	e.total("support_unheard", "Support datagrams that were not heard.", m.SupportRefused)
 	e.total("snapshots_sent", "Snapshots that their receivers took.", m.SnapshotsSent)
 	e.total("snapshots_received", "Snapshots taken from peers.", m.SnapshotsReceived)
 	e.total("snapshot_sent_bytes", "Bytes of snapshots sent.", m.SnapshotBytesOut)

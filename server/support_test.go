@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"net/http"
 	"runtime"
 	"testing"
 	"time"
@@ -90,6 +91,13 @@ func TestTwoNodesThatLeadRangesSupportOneAnother(t *testing.T) {
 		return supported(n2, 1) && n2.supportStatus().LeasesHeld > 0
 	})
 
+	// What a node with peers counts can be scraped.
+	page, err := http.Get("http://" + n1.s.HTTPAddr() + "/metrics")
+	if err != nil || page.StatusCode != http.StatusOK {
+		t.Fatalf("scrape: %v, %v", page, err)
+	}
+	_ = page.Body.Close()
+
 	// Whoever is asked knows what both know.
 	var reply *adminpb.StatusReply
 	until(func() bool {
@@ -108,7 +116,7 @@ func TestTwoNodesThatLeadRangesSupportOneAnother(t *testing.T) {
 			t.Errorf("the founder has won no election: %v", told)
 		}
 	}
-	reply, err := admin.Status(t.Context(), &adminpb.StatusRequest{})
+	reply, err = admin.Status(t.Context(), &adminpb.StatusRequest{})
 	if err != nil || reply.GetNodes()[0].GetSupport() != nil {
 		t.Errorf("support was told without being asked for: %v, %v", reply, err)
 	}

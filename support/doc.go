@@ -36,7 +36,7 @@
 // # Who may call
 //
 // Everything may be called on any goroutine. Nothing blocks and nothing runs by
-// itself: rpc calls Request, HandleRequest and HandleGrant on its streams, one
+// itself: rpc calls Request, HandleRequest and HandleGrant as datagrams come and go, one
 // goroutine of the server calls Expire. One lock guards all pairs; a node has few
 // peers, and each costs it some forty short calls a second. Read paths take no
 // lock: what they need is in atomics. Callbacks run one at a time, in order, on

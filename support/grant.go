@@ -11,6 +11,7 @@ import (
 // asking is what this node, as A, keeps for a peer B; what B's last grants come
 // to is published in Peer.view.
 type asking struct {
+	told      Epoch // the last one that OnSupported was told
 	sequence  uint64
 	sent      [outstanding]sent // by sequence modulo its length
 	counted   bool              // OnSupported was told, OnUnsupported not yet
@@ -101,14 +102,13 @@ func (t *Table) noteSupport(p *Peer, g Grant, r sent) {
 		View:      View{Epoch: g.Epoch, Until: t.countsUntil(r.at, now), Ceiling: g.Ceiling},
 		deviation: r.deviation,
 	}
-	fresh := true
 	if last := p.view.Load(); last != nil {
 		if g.Epoch < last.Epoch {
 			return // of a promise that has ended
 		}
 		// The same promise: what was granted under it stays granted, in whatever
 		// order the grants arrive.
-		if fresh = g.Epoch > last.Epoch; !fresh {
+		if g.Epoch == last.Epoch {
 			next.Ceiling = max(next.Ceiling, last.Ceiling)
 			if last.Until >= next.Until {
 				next.Until, next.deviation = last.Until, last.deviation
@@ -120,8 +120,8 @@ func (t *Table) noteSupport(p *Peer, g Grant, r sent) {
 		return // too late to count; Expire notices if it did before
 	}
 	t.expect(next.Until)
-	if fresh || !p.asking.counted {
-		p.asking.counted = true
+	if p.asking.told != g.Epoch || !p.asking.counted {
+		p.asking.told, p.asking.counted = g.Epoch, true
 		t.mu.news.supported(p, g.Epoch)
 	}
 }

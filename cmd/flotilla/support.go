@@ -99,6 +99,10 @@ func leaseReportOf(id uint64, told *adminpb.NodeSupport) leaseReport {
 	return r
 }
 
+// unanswered is from how many requests for support on their silence is worth a
+// note; a node that starts sends a few before it is known.
+const unanswered = 100
+
 // notes says in words why a node has no leases, or fewer than it should.
 func notes(id uint64, told *adminpb.NodeSupport) (all []string) {
 	if told.GetCeilingsShort() {
@@ -117,6 +121,11 @@ func notes(id uint64, told *adminpb.NodeSupport) (all []string) {
 		all = append(all, fmt.Sprintf("n%d: %s", id, wrong))
 	}
 	for _, p := range told.GetPairs() {
+		if p.GetGrants() == 0 && p.GetRequests() >= unanswered {
+			all = append(all, fmt.Sprintf("n%d asks n%d for support and has never heard an answer: "+
+				"if n%d is live, is UDP let through between them, on the port of its address?",
+				id, p.GetPeer(), p.GetPeer()))
+		}
 		// Only what is refused now: counts of the past are in /metrics.
 		if p.GetRefused() > 0 && p.GetPromiseEpoch() == 0 {
 			all = append(all, fmt.Sprintf("n%d does not support n%d, which asks for longer "+
