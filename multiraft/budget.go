@@ -73,7 +73,7 @@ const (
 	campaignsPerPass = 128
 	// backupTicks is how much later each further rank campaigns, and
 	// nomineesPerTick by how many groups that wait for their turn a tick more.
-	backupTicks     = 2
+	backupTicks     = 4
 	nomineesPerTick = 256
 	// releaseTicks is how long, times its rank, a replica waits for the successor
 	// of a leader that said it has left.

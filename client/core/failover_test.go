@@ -416,6 +416,31 @@ func TestLateTimersAreNoSilence(t *testing.T) {
 	}
 }
 
+// TestTimersThatAreAlwaysLateFindASilentNode: on a machine that is short of
+// processors every timer is late, and a node that is silent must be found all the
+// same (seen: writes that waited out seconds for a stopped node).
+func TestTimersThatAreAlwaysLateFindASilentNode(t *testing.T) {
+	t.Parallel()
+	var to []ids.NodeID
+	rec := recorder{send: func(n ids.NodeID, r *kv.Request) {
+		if r.Verb == kv.VerbPut {
+			to = append(to, n)
+		}
+	}}
+	c := New(Config{Client: 1, Random: func() uint64 { return 0 }}, rec)
+	c.cache.merge(descriptor(2, 1, "\x20", "\x21", 1, 2, 3), 1)
+	c.Stamp(1, 500)
+	c.Start(1, &Call{Request: put("a", "1"), Done: func(*kv.Response) {}})
+	now := time.Duration(1)
+	for len(to) < 2 && now < 10*time.Second {
+		now = c.Next() + lateWake + 5*time.Millisecond
+		c.Tick(now)
+	}
+	if len(to) < 2 || to[0] == to[1] || now > 6*DefaultPingAfter {
+		t.Fatalf("asked %v until %v", to, now)
+	}
+}
+
 // TestStoppingNodeGetsNothingMore: it said so, and answers what it has.
 func TestStoppingNodeGetsNothingMore(t *testing.T) {
 	t.Parallel()

@@ -56,6 +56,7 @@ type link struct {
 	node    ids.NodeID
 	owed    int           // attempts there without an answer, the ping included
 	heard   time.Duration // the last sign of life, or when one began to be owed
+	excused time.Duration // of the silence since then, what this process slept through
 	ping    uint64        // id of the unanswered ping; 0: none
 	pinged  time.Duration // when it was sent
 	trip    time.Duration // the least that a ping took lately; 0: not known
@@ -87,7 +88,7 @@ func (c *Core) healthy(now time.Duration, n ids.NodeID) bool {
 // owes notes that one more answer of a node is awaited.
 func (c *Core) owes(now time.Duration, k *link) {
 	if k.owed == 0 {
-		k.heard = now
+		k.heard, k.excused = now, 0
 	}
 	k.owed++
 	if k.index < 0 {
@@ -100,8 +101,11 @@ func (c *Core) watch(now time.Duration, k *link, late time.Duration) {
 	if k.owed == 0 {
 		return // armed again by the next attempt
 	}
-	if late > lateWake {
-		k.heard += late // time that does not count
+	if late > lateWake && k.excused < c.cfg.PingAfter {
+		// Time that does not count. In one silence this goes on for so long only: a
+		// process that is always late would otherwise wait for ever.
+		k.heard += late
+		k.excused += late
 		c.arm(&k.alarm, now+lateWake)
 		return
 	}
@@ -155,7 +159,7 @@ func (c *Core) suspect(now time.Duration, k *link) {
 // alive notes a sign of life and says whether it was missed.
 func (k *link) alive(now time.Duration) (missed bool) {
 	missed = k.suspect || k.lost > now
-	k.heard, k.suspect, k.lost = now, false, 0
+	k.heard, k.excused, k.suspect, k.lost = now, 0, false, 0
 	return missed
 }
 
