@@ -230,9 +230,9 @@ func TestATransferIsAbortedAndTriedAgain(t *testing.T) {
 		}
 		s.orderTransfer(n, id)
 		s.within(time.Second, "the order", func() bool { return lost > 0 })
-		s.wait(3 * time.Second)
+		s.wait(7 * time.Second)
 		if lost < 2 {
-			s.fail("the transfer was tried %d times in 3 s", lost)
+			s.fail("the transfer was tried %d times in 7 s", lost)
 		}
 		before, answered := s.counters["reads_by_index"], false
 		n.run(func() {
