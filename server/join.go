@@ -70,7 +70,8 @@ func (s *Server) checkSeeds(ctx context.Context) error {
 	for i, err := range errs {
 		if status.Code(err) == codes.FailedPrecondition {
 			return fmt.Errorf("data directory %q belongs to %v of cluster %016x: "+
-				"asked %s: %s; give --data of that cluster's node, or correct --join", s.cfg.Data,
+				"%s is a node of another cluster (%s): give --data of that cluster's node, or "+
+				"correct --join", s.cfg.Data,
 				rec.Node, rec.ClusterID, s.cfg.Join[i], status.Convert(err).Message())
 		}
 	}
