@@ -39,6 +39,9 @@ const (
 	// maxErrands bounds lookups and introductions that wait for the errand
 	// goroutine; more are dropped, and come again with the next datagram.
 	maxErrands = 256
+	// maxSupportPeers bounds the nodes that are known, as package support does;
+	// datagrams of further ones are refused.
+	maxSupportPeers = 4096
 	// maxDatagram is more than any support datagram has.
 	maxDatagram = 512
 	// readPause follows a failed read, so that a broken socket does not spin.
@@ -238,8 +241,8 @@ func (s *supporter) answer(
 func (s *supporter) known(n ids.NodeID, life, mark uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.peer(n)
-	return p.life == life && p.mark == mark && life != 0
+	p := s.peers[n]
+	return p != nil && p.life == life && p.mark == mark && life != 0
 }
 
 // introduce has a process met, off this goroutine, since that may wait for the
@@ -250,6 +253,9 @@ func (s *supporter) introduce(
 ) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.peers[n] == nil && len(s.peers) >= maxSupportPeers {
+		return fmt.Errorf("%v is one node more than the %d that are known", n, maxSupportPeers)
+	}
 	p := s.peer(n)
 	switch {
 	case life < p.life || life == 0:
