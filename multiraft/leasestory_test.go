@@ -30,6 +30,7 @@ func ruleStories() []ruleStory {
 		{"R5 transfer is aborted, its message arrives", canary.LeaseResumes, transferAborted},
 		{"R5 votes of a transfer are forced", canary.LeaseHoldsForced, forcedVotesWait},
 		{"R7 stale news of a departure", canary.LeaseReleaseUnnamed, staleDeparture},
+		{"R7 news of a departure is lost", canary.LeaseDigestUnread, lostDeparture},
 		{"R8 leader has not applied its own term", canary.LeaseBeforeOwnTerm, ownTermNotApplied},
 		{"R9e departures do not drive the clocks ahead", canary.ReleasePassesCeiling, departurePasses},
 	}
@@ -248,6 +249,26 @@ func ownTermNotApplied(t *testing.T) string {
 			two.g.Lease(term, 0) == LeaseHeld {
 			return "node 2 holds a lease before it has applied an entry of its term"
 		}
+	}
+	return ""
+}
+
+// Node 1 halts its replica and nobody hears of it; its node goes on being supported
+// for the sake of range 8. The followers are to ask instead of waiting for ever.
+func lostDeparture(t *testing.T) string {
+	l := newLeases(t, 3, nil)
+	l.bootstrap(7, 1, 2, 3)
+	l.bootstrap(8, 1, 2, 3)
+	l.lead(8, 1)
+	m := l.lead(7, 1)
+	l.pass(time.Second)
+	l.drop = func(_, _ ids.NodeID, msg *Message) bool { return msg.Left.Term != 0 }
+	m.do(func() { m.g.halt("test", ErrStopped) })
+	l.drop = nil
+	l.pass(10 * time.Second)
+	if held := l.holders(7); len(held) != 1 || held[0] == 1 {
+		return fmt.Sprintf("10 s later the lease is held by %v: "+
+			"the followers wait for a leader that is no more", held)
 	}
 	return ""
 }

@@ -187,25 +187,6 @@ func TestCutOffLeaderStepsDownAndItsLeaseEndsBeforeTheNextBegins(t *testing.T) {
 	}
 }
 
-func TestLostNewsOfADepartureIsAskedFor(t *testing.T) {
-	t.Parallel()
-	l := newLeases(t, 3, nil)
-	l.bootstrap(7, 1, 2, 3)
-	l.bootstrap(8, 1, 2, 3)
-	l.lead(8, 1)
-	m := l.lead(7, 1)
-	l.pass(time.Second)
-	// Node 1 halts its replica; nobody hears of it, and its node goes on being
-	// supported for the sake of range 8.
-	l.drop = func(_, _ ids.NodeID, msg *Message) bool { return msg.Left.Term != 0 }
-	m.do(func() { m.g.halt("test", ErrStopped) })
-	l.drop = nil
-	l.pass(4 * time.Second)
-	if held := l.holders(7); len(held) != 1 || held[0] == 1 {
-		t.Fatalf("lease held by %v: the followers wait for a leader that is no more", held)
-	}
-}
-
 func TestVanishedLeaderReleasesWhoAsks(t *testing.T) {
 	t.Parallel()
 	l := newLeases(t, 3, nil)

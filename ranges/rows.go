@@ -84,6 +84,10 @@ func (t *Table) openRowCache() error {
 // Close ends the cache of hot rows. Requests may still come; they do without it.
 func (t *Table) Close() { t.rows.Close() }
 
+// SettleRowCache waits until the cache has taken what reads offered it, so that a
+// run that is replayed meets the same hits. Any goroutine.
+func (t *Table) SettleRowCache() { t.rows.Settle() }
+
 // RowCache returns what the cache of hot rows did; all zero without one.
 func (t *Table) RowCache() rowcache.Stats { return t.rows.Stats() }
 

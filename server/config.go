@@ -20,6 +20,7 @@ const (
 	DefaultHTTP              = "127.0.0.1:7081"
 	DefaultRangeSize         = 64 << 20
 	DefaultCacheBytes        = 256 << 20
+	DefaultRowCacheBytes     = 64 << 20
 	DefaultReplicationFactor = 3
 	DefaultGCWindow          = 10 * time.Minute
 	DefaultDrainTimeout      = 10 * time.Second
@@ -67,7 +68,7 @@ type Config struct {
 	RangeSize     int64 // ranges above it are split; bytes, default 64 MiB
 	MaxValueBytes int   // larger values are refused; default 8 MiB
 	CacheBytes    int64 // block cache; default 256 MiB
-	RowCacheBytes int64 // cache of hot rows; 0: none
+	RowCacheBytes int64 // cache of hot rows; 0: none, the program's default is DefaultRowCacheBytes
 	QuorumReads   bool  // every read asks a quorum, to measure what leases save
 	ReserveBytes  int64 // disk kept free; 0: the store's default
 	Shards        int   // workers that drive the raft groups; 0: one per two cores

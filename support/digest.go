@@ -3,6 +3,7 @@ package support
 import (
 	"time"
 
+	"github.com/flotilla-kv/flotilla/internal/canary"
 	"github.com/flotilla-kv/flotilla/internal/ids"
 )
 
@@ -52,6 +53,7 @@ func (t *Table) compareDigests(p *Peer, r Request, now time.Duration) {
 	p.promised.sequence = r.Sequence
 	d, ours := &p.digest, p.records.Load()
 	switch {
+	case canary.On(canary.LeaseDigestUnread):
 	case r.Digest == ours:
 		*d = disagreement{}
 	case !d.on || d.theirs != r.Digest || d.ours != ours:

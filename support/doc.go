@@ -15,13 +15,14 @@
 // # Where each rule is
 //
 //	R3 withdrawn for good   Table.extend, Table.withdraw; lives: Table.orderLives
-//	R4 time                 Table.countsUntil (A), Table.extend (B)
+//	R4 time                 Table.countsUntil (A), Table.extend (B); freeze: Peer.Counts
 //	R6 restart of B         Config.bootWait, Table.MayVote, Table.nextEpoch, Table.answer
 //	R7 digest               Table.compareDigests
 //	R9a asked ceiling       Table.wantedCeiling
 //	R9b granted ceiling     Table.grantCeiling
 //	R9c reads below it      Peer.Counts
 //	R9d passed at the end   Table.withdraw
+//	R9g passed at a stop    Table.Ceiling (and hlc.Hybrid.Seal)
 //
 // # Invariants
 //

@@ -157,7 +157,7 @@ func TestANodeWhoseDiskHangsAsksForNoSupport(t *testing.T) {
 	}
 }
 
-func TestSupportDoesNotCountAfterTheMachineWasFrozen(t *testing.T) {
+func TestClocksThatMovedApartAreRepairedByTheNextRequest(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 2)
 	a, b := w.node(1), w.node(2)

@@ -22,10 +22,16 @@ func TestPlantedBugsShow(t *testing.T) {
 		{canary.LeaseLivesUnordered, storyOfALateLife, "n1 counts n2, which is free of promise"},
 		{canary.LeaseFromReceipt, storyOfSlowGrants, "which is free of promise"},
 		{canary.LeaseNoMargin, storyOfDrift, "which is free of promise"},
+		{canary.LeaseThroughFreeze, storyOfAFreeze, "n1 counts n2, which follows n3"},
 		{canary.LeaseNoBootWait, storyOfAForgetfulNode, "n1 counts n2, which is free of promise"},
 		{canary.LeaseEpochsRepeat, storyOfRepeatedEpochs, "n1 counts n2, which follows n3"},
+		{canary.LeaseOutlastsWait, storyOfALongPromise, "n1 counts n2, which is free of promise"},
+		{canary.LeaseDigestUnread, storyOfALostDeparture, "node 2 is bound to n1, which left"},
 		{canary.LeaseNoCeiling, storyOfAReadAboveTheCeiling, "below a read that n1 served"},
 		{canary.LeaseBoundLate, storyOfALateBound, "below a read that n1 served"},
+		{canary.LeaseEndsBelowCeiling, storyOfReadsUntilTheEnd, "below a read that n1 served"},
+		{canary.ClockUnsealed, storyOfACleanStop, "below a read that n1 served"},
+		{canary.StopForgetsCeilings, storyOfACleanStop, "below a read that n1 served"},
 		{canary.CeilingFromHybrid, storyOfPassedCeilings, "ms ahead of every wall clock"},
 	} {
 		canary.Plant(c.bug)

@@ -47,7 +47,8 @@ func (t *Table) answer(p *Peer, r Request) (Grant, bool) {
 	}
 	// R6: the next life waits for the longest duration that is on disk. A longer
 	// promise would outlive that wait.
-	if r.Duration <= 0 || r.Duration > t.cfg.MaxPromise {
+	tooLong := r.Duration > t.cfg.MaxPromise && !canary.On(canary.LeaseOutlastsWait)
+	if r.Duration <= 0 || tooLong {
 		p.counts.refused++
 		return Grant{}, false
 	}
@@ -150,7 +151,7 @@ func (t *Table) withdraw(p *Peer, why Reason) bool {
 	if p.Promise() == 0 {
 		return true
 	}
-	if why == Expired && !t.passCeiling(p) {
+	if why == Expired && !canary.On(canary.LeaseEndsBelowCeiling) && !t.passCeiling(p) {
 		return false
 	}
 	p.promise.Store(0)

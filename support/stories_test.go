@@ -2,6 +2,7 @@ package support
 
 import (
 	"testing"
+	"time"
 
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 )
@@ -81,6 +82,25 @@ func storyOfDrift(w *world) {
 
 func TestLeaseClocksDriftApart(t *testing.T) { endsWell(t, storyOfDrift) }
 
+// The machine of node 1 stands still, and with it every clock that the lease is
+// measured on. When it goes on, a promise that ended long ago seems fresh; only the
+// wall clock, set right, has moved apart. The next request repairs it.
+func storyOfAFreeze(w *world) {
+	w.lead()
+	w.run(100 * ms)
+	w.freeze(1, 400*ms)
+	if !w.follow(2, 3) {
+		w.fail("node 2 is still bound to node 1")
+	}
+	w.check()
+	w.run(DefaultInterval + 5*ms)
+	if !w.follow(3, 1) || !w.counts(1, 3, 0) {
+		w.fail("node 1 is counted out for good")
+	}
+}
+
+func TestSupportDoesNotCountAfterTheMachineWasFrozen(t *testing.T) { endsWell(t, storyOfAFreeze) }
+
 // Node 2 restarts, and forgets what it promised.
 func storyOfAForgetfulNode(w *world) {
 	w.lead()
@@ -113,6 +133,58 @@ func storyOfRepeatedEpochs(w *world) {
 
 func TestSupporterRestartsAndEpochsRepeat(t *testing.T) { endsWell(t, storyOfRepeatedEpochs) }
 
+// Node 1 asks for a second. Node 3 has made durable that it may promise so much and
+// does; node 2 has not. Both restart, and wait for as long as their disks say.
+func storyOfALongPromise(w *world) {
+	w.node(1).duration, w.node(3).longest = time.Second, time.Second
+	w.restart(1)
+	w.restart(3)
+	w.run(1100 * ms)
+	w.follow(2, 1)
+	if !w.follow(3, 1) || !w.counts(1, 3, 0) {
+		w.fail("node 3 does not promise what its disk allows")
+	}
+	w.check()
+	w.block = on(1)
+	w.restart(2)
+	w.restart(3)
+	w.run(1100 * ms)
+	if !w.node(2).mayVote() || !w.node(3).mayVote() {
+		w.fail("node 2 or node 3 never votes again")
+	}
+}
+
+func TestARestartOutwaitsTheLongestPromise(t *testing.T) { endsWell(t, storyOfALongPromise) }
+
+// Node 1 leaves its term, and the news of it is lost; its node is well and goes on
+// being supported. Without the question, node 2's replica follows nobody for ever.
+func storyOfALostDeparture(w *world) {
+	w.lead()
+	mark := Mark(7, 2, 9)
+	a, b, n := w.node(1).table.Peer(2), w.node(2).table.Peer(1), w.node(2)
+	a.NoteAck(mark, 1)
+	b.NoteRecord(mark, 1)
+	w.run(2 * MismatchAfter)
+	if n.countTold("mismatch n1") != 0 {
+		w.fail("node 2 doubts a leader that leads")
+	}
+	a.NoteAck(mark, -1)
+	delete(w.node(1).acks, 2)
+	for end := w.now + time.Minute; w.now < end && n.bindsItself(); w.run(100 * ms) {
+		if n.countTold("mismatch n1") > 0 { // it asks, and is told that node 1 has left
+			b.NoteRecord(mark, -1)
+			n.follows, n.epoch = 0, 0
+		}
+	}
+	if !w.follow(2, 3) {
+		w.fail("node 2 is bound to n1, which left a minute ago")
+	}
+}
+
+func TestAFollowerWhoseLeaderLeftUnheardAsksAndIsFree(t *testing.T) {
+	endsWell(t, storyOfALostDeparture)
+}
+
 // A client asks node 1 for a read in its future. Then node 1 falls silent, and
 // node 2 writes as soon as it is free.
 func storyOfAReadAboveTheCeiling(w *world) {
@@ -142,6 +214,31 @@ func storyOfALateBound(w *world) {
 }
 
 func TestSupporterWithASlowClockRestarts(t *testing.T) { endsWell(t, storyOfALateBound) }
+
+// Node 2 stops as asked, in the middle of a promise: it records where its next life
+// is to begin. Its last requests are answered after that, while the process ends.
+// Node 1 goes on reading under the promise, up to what it was granted, and nobody
+// else tells node 2 how far the clocks are.
+func storyOfACleanStop(w *world) {
+	a := w.node(1)
+	a.skew = 100
+	w.lead()
+	w.node(2).stop()
+	w.run(100 * ms)
+	if !w.read(1, 2, a.table.Peer(2).View().Ceiling) {
+		w.fail("node 1 does not count node 2, whose promise lives")
+	}
+	w.block = on(2)
+	w.restart(2)
+	w.run(400 * ms)
+	if !w.follow(2, 3) {
+		w.fail("node 2 never votes again")
+	}
+}
+
+func TestANextLifeBeginsAboveWhatIsReadUnderTheLastOne(t *testing.T) {
+	endsWell(t, storyOfACleanStop)
+}
 
 // Leaderships move quickly and each end passes the ceiling, as a withdrawal does.
 // Measured from the hybrid clock each would raise the next ceiling by D.
@@ -188,23 +285,25 @@ func TestFailoverLeavesTheClocksAlone(t *testing.T) {
 
 // Node 1 reads until the last moment, its wall clock ahead of all others'. Whoever
 // is free of the promise has a clock above all that it read.
+func storyOfReadsUntilTheEnd(w *world) {
+	w.node(1).skew = 100
+	w.lead()
+	w.run(50 * ms)
+	w.block = on(1)
+	reads := 0
+	for range 300 {
+		if ts, err := w.node(1).clock.Now(); err == nil && w.read(1, 2, ts) {
+			reads++
+		}
+		w.run(ms)
+	}
+	if reads < 150 {
+		w.fail("only %d reads were served", reads)
+	}
+}
+
 func TestReadsUntilTheLeaseEndsLieBelowTheClockOfWhoeverIsFree(t *testing.T) {
-	endsWell(t, func(w *world) {
-		w.node(1).skew = 100
-		w.lead()
-		w.run(50 * ms)
-		w.block = on(1)
-		reads := 0
-		for range 300 {
-			if ts, err := w.node(1).clock.Now(); err == nil && w.read(1, 2, ts) {
-				reads++
-			}
-			w.run(ms)
-		}
-		if reads < 150 {
-			w.fail("only %d reads were served", reads)
-		}
-	})
+	endsWell(t, storyOfReadsUntilTheEnd)
 }
 
 // A node that comes back as another process frees its followers at once.

@@ -61,6 +61,9 @@ type node struct {
 	deviation time.Duration
 	diskHangs bool // the bound is not raised, and Healthy is false
 	bound     hlc.Timestamp
+	duration  time.Duration // that is asked for; 0: the default
+	longest   time.Duration // that it may promise, durable; 0: the default
+	stopped   bool          // the bound is recorded for the last time
 
 	table    *Table
 	clock    *hlc.Hybrid
@@ -106,12 +109,13 @@ func (w *world) restart(id ids.NodeID) {
 	n := w.node(id)
 	var promised time.Duration
 	if n.life > 0 {
-		promised = DefaultDuration
+		promised = max(DefaultDuration, n.longest)
 	}
 	n.life++
 	n.clock = hlc.NewHybrid(n, max(hlc.New(n.Wall(), 0), n.bound), testMaxAhead)
 	n.table = New(Config{
-		Self: id, Life: n.life, Clock: n.clock, Physical: n, LongestPromised: promised,
+		Self: id, Life: n.life, Clock: n.clock, Physical: n,
+		Duration: n.duration, LongestPromised: promised, MaxPromise: n.longest,
 		Deviation: func() time.Duration { return n.deviation },
 		Healthy:   func() bool { return !n.diskHangs },
 		OnWithdrawn: func(m ids.NodeID, why Reason) {
@@ -124,7 +128,7 @@ func (w *world) restart(id ids.NodeID) {
 		OnMismatch:    func(m ids.NodeID) { n.told = append(n.told, fmt.Sprintf("mismatch %v", m)) },
 		OnVotes:       func() { n.told = append(n.told, "votes") },
 	})
-	n.expireAt, n.paused, n.askAt = 0, 0, w.now
+	n.expireAt, n.paused, n.askAt, n.stopped = 0, 0, w.now, false
 	n.follows, n.epoch, n.acks = 0, 0, map[ids.NodeID]Epoch{}
 	for _, m := range w.nodes {
 		if m != n {
@@ -139,10 +143,31 @@ func (w *world) restart(id ids.NodeID) {
 
 // extendBound does what the server does: it makes the next bound durable.
 func (n *node) extendBound() {
-	if next, due := n.clock.NextBound(testWindow); due && !n.diskHangs {
+	if next, due := n.clock.NextBound(testWindow); due && !n.diskHangs && !n.stopped {
 		n.bound = max(n.bound, next)
 		n.clock.SetBound(n.bound)
 	}
+}
+
+// stop records where the next life begins (R9g): the clock is sealed first, then
+// the ceilings are asked for. The goroutines are still running.
+func (n *node) stop() {
+	end := n.clock.Seal()
+	n.bound, n.stopped = max(end, n.table.Ceiling()), true
+}
+
+// freeze lets the machine of a node stand still: nothing runs on it and its lease
+// clock counts nothing. Only the real wall clock knows afterwards.
+func (w *world) freeze(id ids.NodeID, d time.Duration) {
+	w.tb.Helper()
+	n, rate := w.node(id), w.node(id).rate
+	n.setRate(0)
+	n.paused = w.now + d + 1
+	w.run(d)
+	n.setRate(rate)
+	n.paused = 0
+	n.deviation += d
+	n.skew -= d.Milliseconds() // it follows the lease clock and is slewed later
 }
 
 // run lets time pass, a millisecond at a time.

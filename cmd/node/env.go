@@ -34,6 +34,21 @@ func fromEnvironment(fs *pflag.FlagSet, lookup func(string) (string, bool)) erro
 	return errors.Join(faults...)
 }
 
+// noTime refuses durations of zero that were asked for: server.Config takes zero for
+// "not set", and the node would run with the default instead. The error names every
+// such flag. It wants the flags of the environment to be set.
+func noTime(fs *pflag.FlagSet) error {
+	var faults []error
+	fs.Visit(func(f *pflag.Flag) {
+		if d, err := fs.GetDuration(f.Name); err == nil && d == 0 {
+			faults = append(faults, fmt.Errorf(
+				"--%s is 0, it must be positive (leave it out for the default, %s)",
+				f.Name, f.DefValue))
+		}
+	})
+	return errors.Join(faults...)
+}
+
 // size is a number of bytes that people write: 512KiB, 64MiB, 2GiB or 1000.
 type size int64
 

@@ -62,7 +62,7 @@ func startCommand() *cobra.Command {
 func (f *flags) register(fs *pflag.FlagSet) {
 	d := server.Config{}.WithDefaults()
 	f.rangeSize, f.maxValue = size(d.RangeSize), size(d.MaxValueBytes)
-	f.cache, f.rowCache = size(d.CacheBytes), size(d.RowCacheBytes)
+	f.cache, f.rowCache = size(d.CacheBytes), size(server.DefaultRowCacheBytes)
 	c := &f.cfg
 	fs.SortFlags = false
 	fs.StringVar(&c.Data, "data", "", "directory of the store (required)")
@@ -107,6 +107,7 @@ func (f *flags) config(fs *pflag.FlagSet, logs io.Writer) (server.Config, error)
 		}
 	}
 	fault(fromEnvironment(fs, os.LookupEnv))
+	fault(noTime(fs))
 	c := f.cfg
 	c.RangeSize, c.MaxValueBytes = int64(f.rangeSize), int(f.maxValue)
 	c.CacheBytes, c.ReserveBytes = int64(f.cache), int64(f.reserve)

@@ -58,6 +58,8 @@ const (
 	LeaseFromReceipt Bug = "lease-from-receipt"
 	// R4: both sides count the whole duration
 	LeaseNoMargin Bug = "lease-no-margin"
+	// R4: support counts on after a freeze that no clock noticed
+	LeaseThroughFreeze Bug = "lease-through-freeze"
 	// R5: the lease is kept while a transfer runs
 	LeaseKeptInTransfer Bug = "lease-kept-in-transfer"
 	// R5: the lease comes back when a transfer is aborted
@@ -68,8 +70,12 @@ const (
 	LeaseNoBootWait Bug = "lease-no-boot-wait"
 	// R6: epochs count from one in each life
 	LeaseEpochsRepeat Bug = "lease-epochs-repeat"
+	// R6: a promise is made for longer than the next life waits
+	LeaseOutlastsWait Bug = "lease-outlasts-wait"
 	// R7: a step-down of an earlier term releases
 	LeaseReleaseUnnamed Bug = "lease-release-unnamed"
+	// R7: digests that differ lead to no question
+	LeaseDigestUnread Bug = "lease-digest-unread"
 	// R8: reads before an entry of the own term is applied
 	LeaseBeforeOwnTerm Bug = "lease-before-own-term"
 	// R9a-d: reads at any timestamp
@@ -78,10 +84,16 @@ const (
 	LeaseBoundLate Bug = "lease-bound-late"
 	// R9c: a read in the future does not move the reader's clock
 	ReadClockStays Bug = "read-clock-stays"
+	// R9d: a promise that expired ends below its ceiling
+	LeaseEndsBelowCeiling Bug = "lease-ends-below-ceiling"
 	// R9f: a frame's stamp does not move the clock
 	StampsIgnored Bug = "stamps-ignored"
 	// R9f: a frame whose stamp is refused is stepped all the same
 	StampRefusedStepped Bug = "stamp-refused-stepped"
+	// R9g: a clock goes on after the record of where it ended
+	ClockUnsealed Bug = "clock-unsealed"
+	// R9g: the record of a clean stop leaves the ceilings in force out
+	StopForgetsCeilings Bug = "stop-forgets-ceilings"
 	// R9h: the timestamp is fixed on confirmation
 	ReadIndexLate Bug = "read-index-late"
 	// R9i: a leader writes below its low water
@@ -102,11 +114,12 @@ func Bugs() []Bug {
 		SkipSync, ResponsePastSync, AppliedApart, RetryTwice, NoTombstone, SplitNotAtomic,
 		StaleReadIndex, NoLatchWait, SkipBoundsRecheck, ForeignTerm,
 		LeaseCountsNodes, LeaseExpiryCached, LeaseRefusesByLead, LeaseRevives,
-		LeaseLivesUnordered, LeaseFromReceipt, LeaseNoMargin, LeaseKeptInTransfer,
-		LeaseResumes, LeaseHoldsForced, LeaseNoBootWait, LeaseEpochsRepeat,
-		LeaseReleaseUnnamed, LeaseBeforeOwnTerm, LeaseNoCeiling, LeaseBoundLate,
-		ReadClockStays, StampsIgnored, StampRefusedStepped, ReadIndexLate,
-		WriteBelowClock, CeilingFromHybrid, ReleasePassesCeiling, ReadSkipsLatches,
-		StaleRow,
+		LeaseLivesUnordered, LeaseFromReceipt, LeaseNoMargin, LeaseThroughFreeze,
+		LeaseKeptInTransfer, LeaseResumes, LeaseHoldsForced, LeaseNoBootWait,
+		LeaseEpochsRepeat, LeaseOutlastsWait, LeaseReleaseUnnamed, LeaseDigestUnread,
+		LeaseBeforeOwnTerm, LeaseNoCeiling, LeaseBoundLate, ReadClockStays,
+		LeaseEndsBelowCeiling, StampsIgnored, StampRefusedStepped, ClockUnsealed,
+		StopForgetsCeilings, ReadIndexLate, WriteBelowClock, CeilingFromHybrid,
+		ReleasePassesCeiling, ReadSkipsLatches, StaleRow,
 	}
 }

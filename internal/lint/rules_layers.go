@@ -23,7 +23,7 @@ func layers() map[string]string {
 		"proto/metapb":         "",
 		"proto/adminpb":        "proto/metapb",
 		"proto/framecodec":     "",
-		"internal/hlc":         "",
+		"internal/hlc":         "internal/canary",
 		"internal/hlc/osclock": "internal/hlc",
 		"internal/ids":         "",
 		"internal/invariant":   "",

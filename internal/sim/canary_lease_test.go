@@ -19,17 +19,18 @@ import (
 //   - multiraft, leasestory_test.go: LeaseRefusesByLead, LeaseReleaseUnnamed,
 //     LeaseBeforeOwnTerm, ReleasePassesCeiling (and again LeaseCountsNodes,
 //     LeaseExpiryCached, LeaseKeptInTransfer, LeaseResumes, LeaseHoldsForced);
-//   - support, planted_test.go: LeaseLivesUnordered, LeaseNoBootWait,
-//     LeaseEpochsRepeat, LeaseBoundLate, CeilingFromHybrid (and again LeaseRevives,
-//     LeaseFromReceipt, LeaseNoMargin, LeaseNoCeiling);
-//   - ranges, canary_test.go: ReadIndexLate, StaleRow (the cache's goroutines are
-//     not simulated; and again LeaseBeforeOwnTerm, ReadClockStays,
-//     ReadSkipsLatches, WriteBelowClock).
+//   - support, planted_test.go: LeaseLivesUnordered, LeaseThroughFreeze,
+//     LeaseNoBootWait, LeaseEpochsRepeat, LeaseOutlastsWait, LeaseDigestUnread (which
+//     multiraft tells, too), LeaseBoundLate, LeaseEndsBelowCeiling, ClockUnsealed,
+//     StopForgetsCeilings, CeilingFromHybrid (and again LeaseRevives, LeaseFromReceipt,
+//     LeaseNoMargin, LeaseNoCeiling);
+//   - ranges, canary_test.go: ReadIndexLate (and again LeaseBeforeOwnTerm, ReadClockStays,
+//     ReadSkipsLatches, WriteBelowClock, StaleRow).
 func TestPlantedLeaseBugsAreCaughtByChance(t *testing.T) {
 	for _, bug := range []canary.Bug{
 		canary.LeaseCountsNodes, canary.LeaseExpiryCached, canary.LeaseRevives,
 		canary.LeaseFromReceipt, canary.LeaseNoMargin, canary.LeaseKeptInTransfer,
-		canary.StampsIgnored, canary.WriteBelowClock, canary.ReadSkipsLatches,
+		canary.StampsIgnored, canary.WriteBelowClock, canary.ReadSkipsLatches, canary.StaleRow,
 	} {
 		t.Run(string(bug), func(t *testing.T) {
 			canary.Plant(bug)

@@ -56,10 +56,21 @@ func (n *node) crash() { n.die(n.fs.CrashClone(vfs.CrashCloneCfg{})) }
 func (n *node) die(disk *vfs.MemFS) {
 	n.alive, n.doom = false, 0
 	n.incarnation++
+	n.closeTable()
 	closeStore(n.store)
 	n.fs, n.store, n.host, n.table, n.driver = disk, nil, nil, nil, nil
 	n.promises = nil
 	n.sim.lostNode(n.id)
+}
+
+// closeTable ends the cache of hot rows and counts what it served.
+func (n *node) closeTable() {
+	if n.table == nil {
+		return
+	}
+	n.table.SettleRowCache()
+	n.table.Close()
+	n.sim.counters["reads_of_hot_rows"] += int(n.table.RowCache().Hits)
 }
 
 // closeStore frees what a dead process's store holds. Pebble objects to the

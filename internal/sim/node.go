@@ -204,7 +204,7 @@ func (n *node) serve() error {
 		Execute:     n.execute,
 		NextRangeID: n.control.nextRangeID,
 		OnFact:      n.control.fact,
-		Witness:     &witness{n}, Pause: n.pauseRead,
+		Witness:     &witness{n}, Pause: n.pauseRead, RowCacheBytes: n.sim.options.RowCache,
 	})
 	if err != nil {
 		return fmt.Errorf("make table: %w", err)

@@ -23,6 +23,9 @@ func (n *node) submit(r *kv.Request, done func(*kv.Response)) {
 // is lost with its process.
 func (n *node) pauseRead(step string, resume func()) {
 	s := n.sim
+	if n.table != nil {
+		n.table.SettleRowCache() // hits must not depend on the library's goroutine
+	}
 	length := time.Duration(0)
 	switch {
 	case s.pauseAt != nil:

@@ -34,6 +34,7 @@ type Options struct {
 	Drift                 float64       // of lease clocks, at most
 	ReadPauses            float64       // how likely a read is suspended between its steps
 	Freezes               bool          // machines freeze, clocks and all
+	RowCache              int64         // bytes for hot rows; 0: none
 	Trace                 io.Writer     // nil: no trace in words
 	Logs                  bool          // nodes' logs go to the trace
 }
@@ -60,6 +61,9 @@ func Derive(seed uint64) Options {
 	}
 	o.ReadPauses = r.Float64() * 0.1
 	o.Freezes = chance(r, 0.25)
+	if chance(r, 0.75) {
+		o.RowCache = 1 << 20
+	}
 	return o
 }
 
@@ -254,6 +258,7 @@ func (s *Sim) count(name string) { s.counters[name]++ }
 
 func (s *Sim) closeStores() {
 	for _, n := range s.machines {
+		n.closeTable()
 		if n.store != nil {
 			closeStore(n.store)
 		}

@@ -28,12 +28,13 @@ var sometimes = []string{
 	"promises_expired", "promises_outlived", "supports_lapsed", "support_frames_late",
 	"support_frames_refused", "leases_seen", "reads_by_lease", "reads_by_index",
 	"reads_in_the_future", "reads_paused_before_fix", "reads_paused_before_stripes",
-	"reads_paused_before_lease", "reads_paused_before_iterator", "reads_paused_before_check", "transfers", "splits", "snapshots_sent",
+	"reads_paused_before_lease", "reads_paused_before_iterator", "reads_paused_before_check",
+	"transfers", "splits", "snapshots_sent",
 	"snapshots_installed", "orders_ORDER_KIND_ADD_LEARNER", "orders_ORDER_KIND_PROMOTE",
 	"orders_ORDER_KIND_REMOVE_LEARNER", "orders_ORDER_KIND_TRANSFER_LEADER",
 	"streams_broken", "replies_lost", "retries_of_writes", "frames_lost", "frames_duplicated",
 	"calls_conflict", "scans_of_registers", "scans_of_pairs", "atomic_batches",
-	"increments", "inserts_found",
+	"increments", "inserts_found", "reads_of_hot_rows",
 }
 
 func replayCommand(seed uint64) string {

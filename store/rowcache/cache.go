@@ -137,6 +137,19 @@ func (c *Cache) Put(hash uint64, id ids.RangeID, key []byte, s Stamp, r Row) {
 	}
 }
 
+// Settle returns when all rows offered before are in or refused: for whoever
+// must see the same hits in every run.
+func (c *Cache) Settle() {
+	if c == nil {
+		return
+	}
+	c.closing.RLock()
+	defer c.closing.RUnlock()
+	if !c.closed {
+		c.rows.Wait()
+	}
+}
+
 // Stats returns the counts.
 func (c *Cache) Stats() Stats {
 	if c == nil {
