@@ -228,6 +228,7 @@ func (n *node) read(k string, at hlc.Timestamp) *kv.Response {
 func (n *node) warm(k string) {
 	n.w.t.Helper()
 	for range 10_000 {
+		n.table.SettleRowCache() // or the cache's own goroutine may never have run
 		before := n.table.RowCache().Hits
 		if n.read(k, 0); n.table.RowCache().Hits > before {
 			return
