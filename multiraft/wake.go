@@ -37,9 +37,14 @@ func (g *Group) wake() {
 	g.shard.stir()
 	g.shard.active = append(g.shard.active, g)
 	if g.status.IsLeader {
-		// How long a follower was silent while nobody spoke says nothing.
+		// How long a follower was silent while nobody spoke says nothing, unless its
+		// node is dead: a group that sleeps between its writes would otherwise keep
+		// its log for it for ever.
+		now := g.host.cfg.Support.Now()
 		for i := range g.peers {
-			g.peers[i].seen = g.shard.now
+			if p := &g.peers[i]; p.lives(now) {
+				p.seen = g.shard.now
+			}
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/multiraft"
 	"github.com/flotilla-kv/flotilla/proto/kv"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
 )
 
 // The steps of a read on its caller's goroutine.
@@ -428,5 +429,41 @@ func TestReadIndexFixesItsTimestampBeforeItAsks(t *testing.T) {
 	get, fixed, written := w.readIndexOfAFastClock()
 	if string(get.resp.Value) != "old" || written <= fixed {
 		t.Fatalf("read %q at %d, written at %d", get.resp.Value, fixed, written)
+	}
+}
+
+// As TestReadWaitsForASplitInFlight, where no quorum is asked.
+func TestALeaseReadWaitsForASplitInFlight(t *testing.T) {
+	t.Parallel()
+	w := threeNodes(t, nil)
+	w.lease = trueLease
+	l := w.leader(2)
+	l.put("m", "1")
+	ended := false
+	l.table.Split(2, key("k"), func(_, _ *metapb.RangeDescriptor, err error) { ended = true })
+	w.drop = func(_, _ ids.NodeID, m *multiraft.Message) bool {
+		return m.Range == 2 && m.Raft != nil && len(m.Raft.GetEntries()) > 0
+	}
+	w.settle()
+	get := l.start(&kv.Request{Verb: kv.VerbGet, Key: key("m")})
+	w.tick(3)
+	if get.count != 0 || ended {
+		t.Fatalf("read answered %d times, split ended: %v", get.count, ended)
+	}
+}
+
+// A write begins and ends between a read's look at the stripe and its timestamp.
+func TestNoRowOfBeforeAWriteThatEndedWhileTheReadBegan(t *testing.T) {
+	t.Parallel()
+	_, n := rowsWorld(t)
+	n.put("k", "old")
+	n.warm("k")
+	resume := n.pauseBefore("fix")
+	c := n.start(&kv.Request{Verb: kv.VerbGet, Key: key("k")})
+	at := n.put("k", "new")
+	resume()
+	n.w.settle()
+	if string(c.resp.Value) != "new" || c.resp.Timestamp != at {
+		t.Fatalf("a read whose timestamp lies above the write got %+v", c.resp)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -39,7 +40,12 @@ type peer struct {
 	spare    []multiraft.Message // the other half of the double buffer
 	messages int                 // queued and being written
 	bytes    int
-	refusing bool // waiting to dial again
+	refusing bool               // waiting to dial again
+	hurry    context.CancelFunc // ends that wait; nil: nobody waits
+
+	// lost: the stream broke, or could not be opened, and no other is open. See
+	// Transport.reaches.
+	lost atomic.Bool
 }
 
 func newPeer(t *Transport, n ids.NodeID) *peer {
@@ -109,20 +115,45 @@ func (p *peer) refuse() (dropped int) {
 func (p *peer) accept() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.refusing = false
+	p.refusing, p.hurry = false, nil
 }
 
-// run opens a stream when there is something to send, and again after it broke.
+// rest waits before the next attempt, shorter if somebody knows that the node is
+// back.
+func (p *peer) rest(ctx context.Context, d time.Duration) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p.mu.Lock()
+	p.hurry = cancel
+	p.mu.Unlock()
+	p.t.cfg.Pause(ctx, d)
+}
+
+// hasten ends a wait before the next attempt: a new process of the node was met.
+func (p *peer) hasten() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.hurry != nil {
+		p.hurry()
+	}
+}
+
+// run opens a stream when there is something to send, and again after it broke,
+// whether there is or not: until then the two nodes do without each other's
+// support.
 func (p *peer) run(ctx context.Context) {
 	verdict := "" // the peer's last refusal, told once
 	for attempt := 0; ctx.Err() == nil; {
-		select {
-		case <-ctx.Done():
-			return
-		case <-p.wake:
-			wake(p.wake) // for the stream: the messages are still queued
+		if !p.lost.Load() {
+			select {
+			case <-ctx.Done():
+				return
+			case <-p.wake:
+				wake(p.wake) // for the stream: the messages are still queued
+			}
 		}
 		opened, err := p.stream(ctx)
+		p.lost.Store(true)
 		dropped := p.refuse()
 		p.t.metrics.dropped.Add(uint64(dropped))
 		if ctx.Err() != nil {
@@ -144,7 +175,7 @@ func (p *peer) run(ctx context.Context) {
 		if opened || dropped > 0 {
 			p.t.cfg.Lost(p.node)
 		}
-		p.t.cfg.Pause(ctx, redialAfter(p.t.cfg.Self, p.node, attempt))
+		p.rest(ctx, redialAfter(p.t.cfg.Self, p.node, attempt))
 		p.accept()
 	}
 }
@@ -192,6 +223,7 @@ func (p *peer) stream(ctx context.Context) (opened bool, err error) {
 		heardErr <- listen(s, l)
 		cancel()
 	})
+	p.lost.Store(false)
 	p.t.cfg.Logger.Info("raft stream opened", "node", p.node, "address", addr)
 	err = p.pump(ctx, s)
 	cancel()

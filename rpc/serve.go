@@ -179,6 +179,7 @@ func (t *Transport) supersede(n ids.NodeID, life uint64) *atomic.Uint64 {
 	newest := t.life(n)
 	for old := newest.Load(); old < life; old = newest.Load() {
 		if newest.CompareAndSwap(old, life) {
+			t.hasten(n)
 			break
 		}
 	}

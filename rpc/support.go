@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,7 +37,7 @@ const (
 	// addressAge is how long a resolved address is used before it is looked up
 	// again, beside the datagrams that go on to the old one.
 	addressAge = 5 * time.Second
-	// maxErrands bounds lookups and introductions that wait for the errand
+	// maxErrands bounds the lookups, and the introductions, that wait for their
 	// goroutine; more are dropped, and come again with the next datagram.
 	maxErrands = 256
 	// maxSupportPeers bounds the nodes that are known, as package support does;
@@ -44,6 +45,8 @@ const (
 	maxSupportPeers = 4096
 	// maxDatagram is more than any support datagram has.
 	maxDatagram = 512
+	// lookupPatience is how long a name server may take.
+	lookupPatience = 2 * time.Second
 	// readPause follows a failed read, so that a broken socket does not spin.
 	readPause = 10 * time.Millisecond
 )
@@ -59,12 +62,13 @@ type supports interface {
 
 // supporter is the transport's side of support.
 type supporter struct {
-	t       *Transport
-	conn    *net.UDPConn
-	cluster uint64
-	life    uint64
-	mark    uint64
-	errands chan func()
+	t        *Transport
+	conn     *net.UDPConn
+	cluster  uint64
+	life     uint64
+	mark     uint64
+	meetings chan func(context.Context) // may wait for the disk
+	lookups  chan func(context.Context) // may wait for a name server
 
 	mu    sync.Mutex
 	peers map[ids.NodeID]*supportPeer
@@ -86,8 +90,9 @@ func newSupporter(t *Transport) *supporter {
 	return &supporter{
 		t: t, conn: t.cfg.SupportConn,
 		cluster: h.GetClusterId(), life: h.GetLife(), mark: h.GetMark(),
-		errands: make(chan func(), maxErrands),
-		peers:   make(map[ids.NodeID]*supportPeer),
+		meetings: make(chan func(context.Context), maxErrands),
+		lookups:  make(chan func(context.Context), maxErrands),
+		peers:    make(map[ids.NodeID]*supportPeer),
 	}
 }
 
@@ -96,7 +101,8 @@ func (s *supporter) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.ask(ctx) })
 	wg.Go(func() { s.askWhenTold(ctx) })
-	wg.Go(func() { s.runErrands(ctx) })
+	wg.Go(func() { runErrands(ctx, s.meetings) })
+	wg.Go(func() { runErrands(ctx, s.lookups) })
 	wg.Go(func() { s.refresh(ctx) })
 	wg.Go(func() { s.listen(ctx) })
 	<-ctx.Done()
@@ -131,7 +137,7 @@ func (s *supporter) round() {
 	buf := make([]byte, 0, maxDatagram)
 	for _, n := range s.t.support.Wanted() {
 		addr, ok := s.address(n)
-		if !ok {
+		if !ok || !s.t.reaches(n) {
 			continue
 		}
 		r, ok := s.t.support.Request(n)
@@ -227,6 +233,9 @@ func (s *supporter) answer(
 	if uint64(r.Life) != life {
 		return fmt.Errorf("%w: a request of life %d from life %d", errCorrupt, r.Life, life)
 	}
+	if !s.t.reaches(from) {
+		return nil
+	}
 	g, ok := s.t.support.HandleRequest(from, r)
 	if !ok {
 		return nil
@@ -263,7 +272,7 @@ func (s *supporter) introduce(
 	case p.meeting:
 		return fmt.Errorf("%v is being met", n)
 	}
-	p.meeting = s.errand(func() {
+	p.meeting = errand(s.meetings, func(context.Context) {
 		if !s.meet(n, p, life, mark) {
 			s.t.metrics.supportRefused.Add(1)
 		} else if err := s.handle(data, src, make([]byte, 0, maxDatagram)); err != nil {
@@ -324,15 +333,16 @@ func (s *supporter) address(n ids.NodeID) (netip.AddrPort, bool) {
 			p.due = true
 		}
 	}
-	if p.due && s.errand(func() { s.lookUp(p, name) }) {
+	look := func(ctx context.Context) { s.lookUp(ctx, p, name) }
+	if p.due && errand(s.lookups, look) {
 		p.due = false
 	}
 	return p.addr, p.addr.IsValid()
 }
 
-// lookUp resolves a host name.
-func (s *supporter) lookUp(p *supportPeer, name string) {
-	addr, err := net.ResolveUDPAddr("udp", name)
+// lookUp resolves a host name, within lookupPatience.
+func (s *supporter) lookUp(ctx context.Context, p *supportPeer, name string) {
+	addr, err := resolve(ctx, name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -340,8 +350,30 @@ func (s *supporter) lookUp(p *supportPeer, name string) {
 	case err != nil:
 		p.due = !p.addr.IsValid() // at once again only if nothing is known
 	default:
-		p.addr = addr.AddrPort()
+		p.addr = addr
 	}
+}
+
+func resolve(ctx context.Context, name string) (netip.AddrPort, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupPatience)
+	defer cancel()
+	host, service, err := net.SplitHostPort(name)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("resolve %q: %w", name, err)
+	}
+	port, err := net.DefaultResolver.LookupPort(ctx, "udp", service)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("resolve %q: %w", name, err)
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("resolve %q: %w", name, err)
+	}
+	if len(addrs) == 0 {
+		return netip.AddrPort{}, fmt.Errorf("resolve %q: no address", name)
+	}
+	best := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Unmap().Is4() })
+	return netip.AddrPortFrom(addrs[max(best, 0)].Unmap(), uint16(port)), nil
 }
 
 // refresh has host names looked up again now and then: a node may have moved.
@@ -357,23 +389,23 @@ func (s *supporter) refresh(ctx context.Context) {
 	}
 }
 
-// errand hands work that may block to the errand goroutine; false: it has too much.
-func (s *supporter) errand(f func()) bool {
+// errand hands work that may block to a goroutine of its own; false: it has too much.
+func errand(to chan func(context.Context), f func(context.Context)) bool {
 	select {
-	case s.errands <- f:
+	case to <- f:
 		return true
 	default:
 		return false
 	}
 }
 
-func (s *supporter) runErrands(ctx context.Context) {
+func runErrands(ctx context.Context, errands chan func(context.Context)) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case f := <-s.errands:
-			f()
+		case f := <-errands:
+			f(ctx)
 		}
 	}
 }

@@ -143,6 +143,41 @@ func TestSupportGoesOnWhenAPeerIsBackAtItsAddress(t *testing.T) {
 	<-one.grants
 }
 
+// Datagrams pass where streams do not. Neither side may then rest on the other: a
+// leader that cannot replicate would keep everybody from electing.
+func TestSupportEndsWhereStreamsAreBroken(t *testing.T) {
+	t.Parallel()
+	book := newBook()
+	one, two := newFakeTable(2), newFakeTable(1)
+	a, b := supportNode(t, book, 1, one, nil), supportNode(t, book, 2, two, nil)
+	a.send(2, 1)
+	<-b.got
+	<-one.grants
+	<-two.grants
+	b.server.Stop() // datagrams go on
+	<-a.lost
+	for a.tr.reaches(2) {
+		runtime.Gosched()
+	}
+	asked, answered := a.tr.Metrics().SupportRequestsSent, a.tr.Metrics().SupportRequestsAnswered
+	before := b.tr.Metrics().SupportRequestsSent
+	for b.tr.Metrics().SupportRequestsSent < before+20 { // b does not know of it
+		runtime.Gosched()
+	}
+	now := a.tr.Metrics()
+	if now.SupportRequestsSent > asked+1 || now.SupportRequestsAnswered > answered+1 { // one was on its way
+		t.Fatalf("%d requests and %d answers over a broken stream",
+			now.SupportRequestsSent-asked, now.SupportRequestsAnswered-answered)
+	}
+	b.serveAgain()
+	for !a.tr.reaches(2) { // though there is nothing to send
+		runtime.Gosched()
+	}
+	for a.tr.Metrics().SupportRequestsSent < asked+20 {
+		runtime.Gosched()
+	}
+}
+
 // datagram composes a request as a node of the given identity would.
 func datagram(b *testNode, cluster uint64, to ids.NodeID, life, mark uint64) []byte {
 	buf := beginFrame(nil, kindRequest, 9)

@@ -242,6 +242,32 @@ func (t *Transport) peer(n ids.NodeID) *peer {
 	return p
 }
 
+// reaches says whether messages to a node are on their way as far as is known: its
+// stream is open, or nobody needed one yet.
+//
+// Support is neither asked of nor given to a node that is not reached. Datagrams
+// may pass where streams do not (a filter, a path that drops large packets, a
+// sender that is stuck). A leader that is supported there keeps everybody from
+// electing, though it cannot commit, and neither its notice that it stepped down
+// nor any question about it gets through. Without support the promise ends, and
+// those who reach one another elect.
+func (t *Transport) reaches(n ids.NodeID) bool {
+	t.mu.Lock()
+	p := t.peers[n]
+	t.mu.Unlock()
+	return p == nil || !p.lost.Load()
+}
+
+// hasten has a node dialled now if that was put off.
+func (t *Transport) hasten(n ids.NodeID) {
+	t.mu.Lock()
+	p := t.peers[n]
+	t.mu.Unlock()
+	if p != nil {
+		p.hasten()
+	}
+}
+
 // wake leaves a mark in a channel of wakeSlots; a mark already there is enough.
 func wake(c chan struct{}) {
 	select {

@@ -14,9 +14,13 @@ const (
 	DefaultInterval = 75 * time.Millisecond
 )
 
-// MismatchAfter is how long two digests must have differed, unchanged, before
-// OnMismatch is called, and then again each time.
-const MismatchAfter = time.Second
+// MismatchAfter is how long two digests must have differed without a break before
+// OnMismatch is called. It is called again after twice that time, four times, and
+// so on up to mismatchMost, until they are equal once.
+const (
+	MismatchAfter = time.Second
+	mismatchMost  = 64 * MismatchAfter
+)
 
 // Lease clocks (R4, R6).
 const (

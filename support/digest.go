@@ -35,17 +35,21 @@ func scatter(x uint64) uint64 {
 
 // disagreement is how long two sums have differed.
 type disagreement struct {
-	theirs, ours uint64
-	since        time.Duration
-	on           bool
+	since time.Duration // or since it was told last
+	pause time.Duration // until it is told; 0: they do not differ
 }
 
 // compareDigests is R7's safety net. A notice that A stepped down may be lost and
 // a follower may vanish; then a record would bind a group to a leader that is
 // none. A difference proves nothing by itself: sums change with every election
-// and a request may be older than a record. So only one that stayed the same for
-// MismatchAfter is told, and all that it leads to is a question, whose answer,
-// given later than the record, releases.
+// and a request may be older than a record. So only sums that were unequal ever
+// since for MismatchAfter are told of, and all that it leads to is a question,
+// whose answer, given later than the record, releases. Other groups may move both
+// sums meanwhile: they must not hide the one that is lost.
+//
+// What questions do not mend (a follower that halted acknowledges nothing, while
+// its leader still counts its ack) is told of less and less often: each telling
+// asks about every group between the two nodes.
 func (t *Table) compareDigests(p *Peer, r Request, now time.Duration) {
 	if r.Sequence <= p.promised.sequence {
 		return // a straggler: what it says is outdated
@@ -56,10 +60,10 @@ func (t *Table) compareDigests(p *Peer, r Request, now time.Duration) {
 	case canary.On(canary.LeaseDigestUnread):
 	case r.Digest == ours:
 		*d = disagreement{}
-	case !d.on || d.theirs != r.Digest || d.ours != ours:
-		*d = disagreement{theirs: r.Digest, ours: ours, since: now, on: true}
-	case now-d.since >= MismatchAfter:
-		d.since = now
+	case d.pause == 0:
+		*d = disagreement{since: now, pause: MismatchAfter}
+	case now-d.since >= d.pause:
+		d.since, d.pause = now, min(2*d.pause, mismatchMost)
 		p.counts.mismatches++
 		t.mu.news.mismatch(p)
 	}

@@ -106,6 +106,12 @@ func (t *Table) noteSupport(p *Peer, g Grant, r sent) {
 		if g.Epoch < last.Epoch {
 			return // of a promise that has ended
 		}
+		if p.asking.counted && now >= last.Until {
+			// It had lapsed and Expire has not looked yet. Whoever asked in between
+			// took the peer for dead and must be told that it is back.
+			p.asking.counted = false
+			p.counts.lapses++
+		}
 		// The same promise: what was granted under it stays granted, in whatever
 		// order the grants arrive.
 		if g.Epoch == last.Epoch {

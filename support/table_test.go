@@ -71,18 +71,22 @@ func TestDigestsThatDifferAreToldAfterAWhileAndAgain(t *testing.T) {
 	step(15, 0)
 	b.NoteRecord(Mark(6, 2, 7), 1)
 	step(8, 0)
-	b.NoteRecord(Mark(7, 2, 7), 1) // another difference: the wait begins anew
-	step(8, 0)
+	b.NoteRecord(Mark(7, 2, 7), 1) // another group moves: the first may be lost for good
 	step(4, 1)
-	step(11, 2)
 	a.NoteAck(Mark(5, 2, 7), -1) // the other side's sum moves
-	step(9, 2)
-	step(3, 3)
+	step(17, 1)                  // twice as long, for asking did not help
+	step(4, 2)
+	step(37, 2)
+	step(5, 3)
 	b.NoteRecord(Mark(5, 2, 7), -1)
 	b.NoteRecord(Mark(6, 2, 7), -1)
 	b.NoteRecord(Mark(7, 2, 7), -1)
-	step(30, 3)
-	if s := w.node(2).table.Status()[0]; s.Mismatches != 3 {
+	step(200, 3)
+	b.NoteRecord(Mark(8, 2, 7), 1) // news: told as soon as at first
+	step(12, 4)
+	b.NoteRecord(Mark(8, 2, 7), -1)
+	step(5, 4)
+	if s := w.node(2).table.Status()[0]; s.Mismatches != 4 {
 		t.Fatalf("status %+v", s)
 	}
 }

@@ -11,6 +11,11 @@ import (
 // answered decides what an answer means: this is the one switch over codes.
 func (c *Core) answered(now time.Duration, l *leg, from ids.NodeID, r *kv.Response) {
 	a := l.attempt(r.ID)
+	if k := a.link; k != nil {
+		// Every answer tells the distance. Pings are rare, and one that waited in a
+		// pause of the node would make the next silence look natural.
+		k.trip = min(k.trip, now-a.at)
+	}
 	// An answer to an attempt that another has superseded may still settle the
 	// leg, but it does not drive it.
 	current := l.current(r.ID)
