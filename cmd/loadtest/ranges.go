@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"time"
@@ -29,6 +30,8 @@ const (
 	listPause = 500 * time.Millisecond
 	// quietLists is how many looks in a row must show leaders that are spread.
 	quietLists = 2
+	// spreadPatience is how long spread goes on without coming nearer to its end.
+	spreadPatience = time.Minute
 	// spreadSlack is what one node may lead above its share, in percent.
 	spreadSlack = 3
 	// maxParallel bounds the orders that are under way at once.
@@ -284,6 +287,7 @@ type move struct {
 // spread moves leaders until every node leads its share, and every range has one.
 func spread(ctx context.Context, c *client.Client, f *flags, r *rangeFlags) error {
 	began, ordered := time.Now(), 0
+	fewest, better := math.MaxInt, began
 	for quiet := 0; ; {
 		listed, err := listRanges(ctx, c)
 		if err != nil {
@@ -305,6 +309,13 @@ func spread(ctx context.Context, c *client.Client, f *flags, r *rangeFlags) erro
 			}
 			return f.say(object, "%d ranges led by%s, %d leaders moved in %.1f s", len(listed), text,
 				ordered, time.Since(began).Seconds())
+		}
+		if len(moves) < fewest {
+			fewest, better = len(moves), time.Now()
+		}
+		if time.Since(better) > spreadPatience {
+			return fmt.Errorf("spread leaders: %d of %d ranges must still move and none has for %v; "+
+				"is a node down? (flotilla status)", len(moves), len(listed), spreadPatience)
 		}
 		var group errgroup.Group
 		group.SetLimit(r.parallel)
