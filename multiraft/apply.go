@@ -37,7 +37,7 @@ func (s *shard) apply() {
 		b = s.applyGroup(b, s.applies[i].group, s.applies[i].msg)
 		s.applies[i] = storageWork{}
 	}
-	s.applies = s.applies[:0]
+	s.applies, s.resumed = s.applies[:0], false
 	for i := range s.staged {
 		s.staged[i].group.stageTruncation(b, s.staged[i].index)
 	}
@@ -47,10 +47,24 @@ func (s *shard) apply() {
 // applyGroup stages the entries of one group. It returns the batch to go on
 // with: a structural entry ends the shared one.
 func (s *shard) applyGroup(b *store.Batch, g *Group, m *raftpb.Message) *store.Batch {
+	if len(g.parked) > 0 || g.installs() {
+		g.park(m, m.GetEntries())
+		return b
+	}
+	if s.resumed && s.hasStaged(g) {
+		// Of a group that goes on there are several messages in one pass, and the
+		// StateMachine has not published what the one before it did.
+		s.commitApplied(b)
+		b = s.host.cfg.Store.NewBatch()
+	}
 	entries := m.GetEntries()
 	for len(entries) > 0 && g.live() && !g.stopped.Load() {
 		size, count := b.Len(), b.Pebble().Count()
 		n, err := g.cfg.Machine.Apply(b, entries)
+		if n == 0 && errors.Is(err, ErrNotYet) {
+			g.park(m, entries)
+			return b
+		}
 		if err == nil && (n <= 0 || n > len(entries)) {
 			err = errAppliedNone
 		}

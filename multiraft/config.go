@@ -3,6 +3,7 @@ package multiraft
 import (
 	"errors"
 	"log/slog"
+	"math"
 	"runtime"
 	"time"
 
@@ -23,9 +24,16 @@ var (
 	ErrStopped = errors.New("group removed, halted, or host stopped")
 	// ErrOverloaded says that a bound of this node is reached; try later.
 	ErrOverloaded = errors.New("node overloaded: a queue is at its bound")
+	// ErrNotYet is what StateMachine.Apply returns when an entry cannot be applied
+	// before something else has happened on this node; see there.
+	ErrNotYet = errors.New("the next entry cannot be applied yet")
 	// ErrExists says that the host has a group of that range already.
 	ErrExists = errors.New("group exists already")
 )
+
+// EveryReplica stands for all replicas of a range, past and to come, where the
+// next replica id that may live is told: the range itself is gone for ever.
+const EveryReplica = ids.ReplicaID(math.MaxUint64)
 
 // Config configures a host. Zero values mean the defaults named.
 type Config struct {
@@ -40,12 +48,15 @@ type Config struct {
 	HeartbeatTicks int            // default 2
 	Logger         *slog.Logger   // default slog.Default()
 	// Gone says whether replica id of range r is known to be removed for ever,
-	// and the next id that may live (descriptor or tombstone; not used today).
-	// Any goroutine. It must say gone only of ids that were given out and removed,
-	// never of one that is to come. nil: nothing is known.
+	// and the next id that may live (descriptor or tombstone; of use to others only
+	// if it is EveryReplica: the range is gone). Any goroutine. It must say gone
+	// only of ids that were given out and removed, never of one that is to come.
+	// nil: nothing is known.
 	Gone func(r ids.RangeID, replica ids.ReplicaID) (next ids.ReplicaID, gone bool)
 	// OnGone tells that this node's replica of r is removed if its id is below
-	// next. Called on the range's shard; must not block. nil: ignored.
+	// next; EveryReplica: that the whole range is gone, which the node obeys only
+	// if nothing of its own still needs the data. Called on the range's shard; must
+	// not block. nil: ignored.
 	OnGone func(r ids.RangeID, next ids.ReplicaID)
 	// Background runs a job that blocks on disk (snapshot install). Must not
 	// block itself. Default: a pool of two goroutines of Run. The simulator

@@ -38,7 +38,9 @@ type Group struct {
 	cut         truncation
 	sending     []sending
 	incoming    *incoming
-	heard       uint64 // the shard's tick when another replica was heard last
+	parked      []*raftpb.Message // to be applied later, in order; see park.go
+	matching    *matching         // who waits for all replicas; see park.go
+	heard       uint64            // the shard's tick when another replica was heard last
 
 	lease        atomic.Pointer[lease] // nil unless this replica leads; see lease.go
 	kept         keptExpiry            // nothing, but in builds with canaries
@@ -194,6 +196,8 @@ func (g *Group) halt(op string, err error) {
 // candidate.
 func (g *Group) retire() {
 	g.publishLease()
+	g.endMatching(false)
+	g.parked = nil
 	if g.leadTerm != 0 {
 		g.announceDeparture(g.leadTerm)
 		g.leadTerm = 0

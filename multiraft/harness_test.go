@@ -44,6 +44,7 @@ type cluster struct {
 	snapshots []func()
 	dead      map[ids.ReplicaID]bool        // gone for ever, known to all
 	gone      map[ids.RangeID]ids.ReplicaID // replicas below are gone, known to all
+	seals     func([]byte) bool             // GroupConfig.Seals
 }
 
 type node struct {
@@ -246,7 +247,7 @@ func (n *node) addGroup(gc GroupConfig) *machine {
 	if n.onAdd != nil {
 		n.onAdd(m)
 	}
-	gc.Machine, gc.Born = m, func(g *Group) { m.g = g }
+	gc.Machine, gc.Born, gc.Seals = m, func(g *Group) { m.g = g }, n.c.seals
 	g, err := n.host.AddGroup(gc)
 	if err != nil {
 		n.c.t.Fatal(err)

@@ -134,6 +134,7 @@ func (g *Group) installed(err error) {
 		err = g.restart(in)
 	}
 	if err == nil {
+		g.passOver()
 		err = g.cfg.Machine.Restored()
 	}
 	if err != nil {

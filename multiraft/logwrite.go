@@ -2,6 +2,7 @@ package multiraft
 
 import (
 	"fmt"
+	"slices"
 
 	"go.etcd.io/raft/v3/raftpb"
 
@@ -52,26 +53,48 @@ func (s *shard) writeLog() {
 // state, and says whether anything must be durable before its responses leave.
 // A hard state in which only the commit index moved is not written: it is
 // raised to the applied index at load, which is all that is promised.
+//
+// Unless one of the entries is a seal (GroupConfig.Seals). Let a leader propose
+// it when it has applied F. Then everyone who has the seal in its log knows that
+// F is committed: the leader does, and an append that brings the seal carries a
+// commit index of at least F, which the receiver takes over in the same step,
+// since its log then reaches beyond F. Whoever leads later and passes the seal
+// on has it in its log, too. So the Ready with the seal, or an earlier one,
+// brought a commit index of at least F, and here it is written in the batch of
+// the seal: whose seal is durable, whose match the leader has seen at it, applies
+// F after any crash, without asking anyone.
 func (g *Group) stageAppend(b *store.Batch, m *raftpb.Message) (bool, error) {
-	write := false
+	write, sealed := false, false
 	if entries := m.GetEntries(); len(entries) > 0 {
 		if err := g.log.Append(b, entries); err != nil {
 			return false, fmt.Errorf("append entries from %d: %w", entries[0].GetIndex(), err)
 		}
 		g.shard.metrics.entriesAppended.Add(uint64(len(entries)))
-		write = true
+		write, sealed = true, g.hasSeal(entries)
 	}
-	if m.Term == nil || m.GetTerm() == g.term && m.GetVote() == g.vote {
+	term, vote, commit := g.term, g.vote, uint64(g.status.Commit)
+	if m.Term != nil {
+		term, vote, commit = m.GetTerm(), m.GetVote(), m.GetCommit()
+	}
+	if term == g.term && vote == g.vote && !sealed {
 		return write, nil
 	}
-	hs := &raftpb.HardState{
-		Term: new(m.GetTerm()), Vote: new(m.GetVote()), Commit: new(m.GetCommit()),
-	}
+	hs := &raftpb.HardState{Term: new(term), Vote: new(vote), Commit: new(commit)}
 	if err := g.log.SetHardState(b, hs); err != nil {
-		return false, fmt.Errorf("write hard state of term %d: %w", m.GetTerm(), err)
+		return false, fmt.Errorf("write hard state of term %d: %w", term, err)
 	}
-	g.term, g.vote = m.GetTerm(), m.GetVote()
+	g.term, g.vote = term, vote
 	return true, nil
+}
+
+// hasSeal says whether one of the entries is a seal.
+func (g *Group) hasSeal(entries []*raftpb.Entry) bool {
+	if canary.On(canary.SealForgetsCommit) {
+		return false
+	}
+	return g.cfg.Seals != nil && slices.ContainsFunc(entries, func(e *raftpb.Entry) bool {
+		return e.GetType() == raftpb.EntryNormal && g.cfg.Seals(e.GetData())
+	})
 }
 
 // canPayOwed says whether writes are owed a sync that may be started. Bytes tell,
@@ -147,6 +170,7 @@ func (s *shard) deliver(responses []response) {
 		}
 		if ids.ReplicaID(r.msg.GetTo()) == g.cfg.Replica {
 			_ = g.rn.Step(r.msg)
+			g.checkMatching()
 			s.queue(g)
 			continue
 		}

@@ -33,7 +33,11 @@ type StateMachine interface {
 	// took. Fewer than all means that the last one taken was structural: the
 	// host commits b at once, calls Applied, and goes on with a fresh batch.
 	// An error (or none taken) halts the group (logged once), not the node;
-	// what the failing call staged is taken out of b again.
+	// what the failing call staged is taken out of b again. ErrNotYet, with none
+	// taken and nothing staged, parks the group's applies instead: its entries are
+	// offered again, from the same one on, after Group.ResumeApply, or never, if a
+	// snapshot makes up for them. Meanwhile the group appends, votes and
+	// acknowledges as ever.
 	Apply(b *store.Batch, entries []*raftpb.Entry) (int, error)
 	// Applied is called when all that Apply staged is visible: publish state,
 	// deliver results.
@@ -85,6 +89,11 @@ type GroupConfig struct {
 	// Born is called on the shard with the group before any method of Machine,
 	// which may be before AddGroup returns. May be nil.
 	Born func(g *Group)
+	// Seals says, by its payload, of an entry whose append is to make the commit
+	// index durable with it: whoever has that entry on disk knows, after any crash,
+	// that all entries up to those committed when it was proposed are. Called on
+	// the shard for every appended entry; nil: of none. See stageAppend.
+	Seals func(payload []byte) bool
 	// Span returns the user span that this replica occupies, to be cleared when
 	// a snapshot replaces it (nil or empty: none). Called on the shard.
 	Span func() (start, end []byte)

@@ -33,6 +33,7 @@ type machine struct {
 	events   func(string)         // optional
 	refuse   func(string) error   // Apply fails
 	splits   func(string) bool    // structural
+	notYet   func(string) bool    // Apply must wait
 	onApply  func(payload string) // called from Apply
 	applied  func()               // called from Applied
 	restored uint64
@@ -62,6 +63,12 @@ func (m *machine) Apply(b *store.Batch, entries []*raftpb.Entry) (int, error) {
 		if ids.Index(e.GetIndex()) != m.index+1 {
 			m.n.c.t.Errorf("node %d range %d applies %d after %d",
 				m.n.id, m.r, e.GetIndex(), m.index)
+		}
+		if m.notYet != nil && m.notYet(string(e.GetData())) {
+			if stop = true; taken == 0 {
+				return 0, ErrNotYet
+			}
+			break
 		}
 		if m.refuse != nil {
 			if err := m.refuse(string(e.GetData())); err != nil {

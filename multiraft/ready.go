@@ -117,6 +117,7 @@ func (g *Group) leaderNoMore(term ids.Term) {
 		}
 	}
 	g.reads.fail(ErrNotLeader)
+	g.endMatching(false)
 	g.announceDeparture(term)
 	g.deadline = g.shard.now + g.patience()
 	g.wake()

@@ -43,10 +43,14 @@ func (s *shard) notice(g *Group, from ids.NodeID, m *Message) {
 // older ones of that node. It says no more: ids are counted over all nodes of a
 // range, so the next one that may live somewhere else says nothing about a
 // newer replica of that node. For the same reason a message *to* a replica that
-// is gone is dropped in silence: its sender may be well.
-func (s *shard) tellGone(to ids.NodeID, r ids.RangeID, sender ids.ReplicaID) {
+// is gone is dropped in silence: its sender may be well. Only if the whole range
+// is gone there is no newer replica, and that is told.
+func (s *shard) tellGone(to ids.NodeID, r ids.RangeID, sender, next ids.ReplicaID) {
 	s.metrics.goneNotices.Add(1)
-	s.emit(to, Message{Range: r, Gone: sender + 1})
+	if next != EveryReplica {
+		next = sender + 1
+	}
+	s.emit(to, Message{Range: r, Gone: next})
 }
 
 // receive steps a message, unless it is not for this replica or must be
@@ -67,8 +71,8 @@ func (g *Group) receive(from ids.NodeID, m *Message) {
 	} else {
 		// Not in the descriptor: either removed, or added by an entry that this
 		// replica has yet to apply.
-		if _, gone := s.host.cfg.Gone(m.Range, sender); gone {
-			s.tellGone(from, m.Range, sender)
+		if next, gone := s.host.cfg.Gone(m.Range, sender); gone {
+			s.tellGone(from, m.Range, sender, next)
 			return
 		}
 		g.learn(sender, from)
@@ -91,6 +95,7 @@ func (g *Group) receive(from ids.NodeID, m *Message) {
 	switch m.Raft.GetType() {
 	case raftpb.MsgAppResp, raftpb.MsgHeartbeatResp:
 		g.noteAck(sender, m)
+		g.checkMatching()
 	}
 	if g.status.IsLeader || !g.held() {
 		g.wake()

@@ -43,6 +43,7 @@ type shard struct {
 	appends         []storageWork
 	applies         []storageWork
 	staged          []stagedApply
+	resumed         bool     // applies holds what was parked
 	offered         []*Group // groups with a delivered snapshot that was just stepped
 
 	// What is written and not covered by a sync in flight; see logwrite.go.

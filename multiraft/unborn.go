@@ -90,8 +90,8 @@ func (u *unborn) expire(now uint64) {
 // receiveUnborn handles a message for a group that is not here.
 func (s *shard) receiveUnborn(from ids.NodeID, m *Message) {
 	to, sender := ids.ReplicaID(m.Raft.GetTo()), ids.ReplicaID(m.Raft.GetFrom())
-	if _, gone := s.host.cfg.Gone(m.Range, sender); gone {
-		s.tellGone(from, m.Range, sender)
+	if next, gone := s.host.cfg.Gone(m.Range, sender); gone {
+		s.tellGone(from, m.Range, sender, next)
 		return
 	}
 	if m.Ask != 0 {

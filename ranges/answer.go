@@ -45,9 +45,16 @@ func belowThreshold() *kv.Response {
 // notLeader says who may lead. maybe: the attempt may still apply.
 func (r *Replica) notLeader(maybe bool) *kv.Response {
 	s := r.state.Load()
+	if s.into != 0 {
+		// The range that took it in is here, and in the answer.
+		resp := r.table.wrongRange(s.desc.GetStart(), s.desc.GetEnd())
+		resp.MaybeApplied = maybe
+		return resp
+	}
 	resp := &kv.Response{Code: kv.CodeNotLeader, MaybeApplied: maybe}
 	if s.destroyed || s.lead.mine {
-		// Leads but is not ready: the same node, a moment later. Destroyed: unknown.
+		// Leads but is not ready, or is frozen: the same node, a moment later.
+		// Destroyed: unknown.
 		resp.RetryAfterMillis = retrySoonMillis
 	}
 	if !s.destroyed {

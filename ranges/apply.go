@@ -2,6 +2,7 @@ package ranges
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -11,6 +12,7 @@ import (
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/internal/invariant"
+	"github.com/flotilla-kv/flotilla/multiraft"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
 	"github.com/flotilla-kv/flotilla/store"
 )
@@ -20,8 +22,9 @@ type staged struct {
 	next     *state // nil: nothing
 	results  []result
 	split    *stagedSplit
+	absorb   *stagedAbsorb
+	marked   bool // the descriptor's merge mark changed
 	replicas bool // the descriptor's replicas changed
-	gcDone   bool
 }
 
 // result is what became of an entry of some leader; if it was this one,
@@ -35,11 +38,18 @@ type result struct {
 // Apply stages committed entries. What an entry does depends on itself and on
 // the applied state only.
 func (r *Replica) Apply(b *store.Batch, entries []*raftpb.Entry) (int, error) {
+	defer r.clockOut(r.clockIn())
+	if r.yields {
+		return 0, multiraft.ErrNotYet // see subsume.go
+	}
 	next := *r.state.Load()
 	r.staged = staged{next: &next}
 	taken := 0
 	for _, e := range entries {
 		structural, err := r.applyEntry(b, &next, e)
+		if errors.Is(err, multiraft.ErrNotYet) && taken > 0 {
+			break // first what comes before it
+		}
 		if err != nil {
 			r.staged = staged{}
 			return 0, fmt.Errorf("apply entry %d of %v: %w", e.GetIndex(), r.id, err)
@@ -121,6 +131,12 @@ func (r *Replica) applyKind(
 	case kindSplit:
 		r.group().Hasten() // the right half needs its other replicas
 		return true, r.applySplit(b, next, h, body)
+	case kindMark:
+		return true, r.applyMark(b, next, body)
+	case kindAbsorb:
+		return true, r.applyAbsorb(b, next, h, body)
+	case kindSeal:
+		return true, nil
 	default: // kindGCThreshold; decodeEntry knows no other
 		if len(body) != 8 {
 			return false, fmt.Errorf("%w: threshold of %d bytes", errUnknownEntry, len(body))
@@ -174,6 +190,7 @@ func (r *Replica) applyReplicas(b *store.Batch, next *state, e *raftpb.Entry) er
 // Applied publishes what is visible now, answers, and lets those go on who
 // waited for it.
 func (r *Replica) Applied() {
+	defer r.clockOut(r.clockIn())
 	s := r.staged
 	r.staged = staged{}
 	if s.next == nil {
@@ -181,9 +198,12 @@ func (r *Replica) Applied() {
 	}
 	old := r.state.Load()
 	s.next.lead = old.lead
-	if s.split != nil {
+	switch {
+	case s.split != nil:
 		r.table.publishSplit(r, s.next, s.split)
-	} else {
+	case s.absorb != nil:
+		r.publishAbsorb(s.next, s.absorb)
+	default:
 		r.state.Store(s.next)
 	}
 	for _, res := range s.results {
@@ -198,11 +218,17 @@ func (r *Replica) Applied() {
 	}
 	r.latches.drain()
 	r.flush()
+	if s.marked {
+		r.markChanged()
+	}
 	if canary.On(canary.ForeignTerm) {
 		r.proposeStale()
 	}
 	if s.next.lead.mine {
-		r.leaderApplied(old, s.split != nil || s.replicas)
+		r.leaderApplied(old, s.split != nil || s.replicas || s.marked || s.absorb != nil)
+		if !old.lead.ready {
+			r.tend()
+		}
 	}
 }
 
@@ -219,10 +245,12 @@ func (r *Replica) Restored() error {
 	shared.share(rs.Descriptor)
 	rs.Applied.Conf = shared.conf(rs.Applied.GetConf()).stored
 	next := newState(rs)
-	next.lead = r.state.Load().lead
+	old := r.state.Load()
+	next.lead, next.grown = old.lead, old.grown+1
 	if err := r.table.publishRestored(r, next); err != nil {
 		return err
 	}
 	r.group().SetPeers(shared.peersOf(next.desc))
+	r.markChanged()
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 // Run with: go test -tags canary -run TestPlanted ./ranges
 func TestPlantedBugsShow(t *testing.T) {
 	all := append(append(plantedWrites(), plantedReads()...), plantedLeases()...)
+	all = append(all, plantedMerges()...)
 	for _, c := range all {
 		canary.Plant(c.bug)
 		if !c.shows(t) {

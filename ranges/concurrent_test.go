@@ -35,7 +35,7 @@ func (nowhere) SendSnapshot(
 	done(context.Canceled)
 }
 
-// Many goroutines against real workers, with splits, maintenance and a
+// Many goroutines against real workers, with splits, merges, maintenance and a
 // destroyed replica among them: every request is answered once. For -race.
 func TestEveryRequestOfManyGoroutinesIsAnsweredOnce(t *testing.T) {
 	t.Parallel()
@@ -71,6 +71,7 @@ func TestEveryRequestOfManyGoroutinesIsAnsweredOnce(t *testing.T) {
 	for c := range 8 {
 		clients.Go(func() { hammer(t, table, hybrid, uint64(c+1)) })
 	}
+	clients.Go(func() { mergeNeighbours(t, table) })
 	clients.Wait()
 	table.OnGone(2, 99)
 	cancel()

@@ -74,6 +74,12 @@ type Config struct {
 	Physical hlc.Clock
 	// RangeSize in bytes of keys and values: split above. Default 64 MiB.
 	RangeSize int64
+	// LoadSplitCPU is the time that goroutines may spend on a range per second:
+	// split above. Default 100 ms; negative: no limit.
+	LoadSplitCPU time.Duration
+	// LoadSplitOps is how many operations per second a range may serve: split
+	// above. Default 2,500; negative: no limit.
+	LoadSplitOps float64
 	// MaxValueBytes limits a value. Default kv.DefaultMaxValueBytes.
 	MaxValueBytes int
 	// GCWindow is how long old versions are kept. Default 10 minutes.
@@ -117,6 +123,12 @@ func (c Config) withDefaults() (Config, error) {
 	need(c.Execute != nil, "Execute")
 	if c.RangeSize <= 0 {
 		c.RangeSize = defaultRangeSize
+	}
+	if c.LoadSplitCPU == 0 {
+		c.LoadSplitCPU = defaultLoadSplitCPU
+	}
+	if c.LoadSplitOps == 0 {
+		c.LoadSplitOps = defaultLoadSplitOps
 	}
 	if c.MaxValueBytes <= 0 {
 		c.MaxValueBytes = kv.DefaultMaxValueBytes

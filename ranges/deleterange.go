@@ -54,7 +54,11 @@ func (r *Replica) submitDeleteRange(req *kv.Request, done func(*kv.Response)) {
 
 // Run enters the latches with the part of the span that the range holds.
 func (d *deleteRange) Run() {
-	if resp := d.refuse(); resp != nil {
+	resp := d.refuse()
+	if resp == nil {
+		resp = d.w.r.refuseFrozen(false)
+	}
+	if resp != nil {
 		d.w.answer(resp)
 		return
 	}
@@ -89,7 +93,11 @@ func (d *deleteRange) refuse() *kv.Response {
 func (d *deleteRange) granted() {
 	r := d.w.r
 	s := r.state.Load()
-	if resp := d.refuse(); resp != nil {
+	resp := d.refuse()
+	if resp == nil {
+		resp = r.refuseFrozen(true)
+	}
+	if resp != nil {
 		d.w.end(resp)
 		return
 	}
@@ -216,6 +224,6 @@ func (d *deleteRange) write(p deletePage, err error) {
 	}
 	w.hold.ts = ts
 	r.open.writes = append(r.open.writes, w)
-	r.load.wrote(len(p.keys))
+	r.countDeletion(p.keys)
 	r.witnessWrite(ts)
 }

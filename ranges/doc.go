@@ -65,6 +65,59 @@
 // cover, so whoever leads the right half afterwards writes above it. Therefore no
 // page of a scan can miss a write of the right half below its timestamp.
 //
+// # Load
+//
+// Requests count what they do, and a part of the work is timed (load.go). Of the
+// ranges that had requests maintenance makes averages once a second, tells placement
+// when they have moved, and splits a range that stays hot at the key that halves its
+// load, or says why none does (hot.go). Counting takes no lock; the keys of a hot
+// range's requests are compared under one, for a part of them.
+//
+// # Merges
+//
+// A range L absorbs its right neighbour R. Both have voters on the same nodes and
+// nothing else, and one node leads both. Two raft groups cannot decide together,
+// so L's log alone decides, and R's follows. What is under way stands as a mark in
+// the descriptors; each change of a mark raises the generation.
+//
+//	       L's log                        R's log
+//	  1    mark: intended, R, at g
+//	  2                                   mark: frozen, L, g        (index F)
+//	  3                                   seal
+//	  4    absorb R, frozen at F
+//	or 4'  mark: aborted
+//	  5'                                  no mark: thawed
+//	  6'   no mark
+//
+// 1: from here on L neither splits nor changes its replicas, so the two stay
+// aligned. 2: R takes no write and serves no read any more, on any replica, in any
+// term; it changes by a thaw only. 3: proposed once the freeze is applied; who has
+// it on disk has a commit index at or above F there, too (multiraft, stageAppend).
+// The leader waits until every replica has it: from then on each of them applies F
+// by itself, after any crash, so R's group may die. 4 and 4' both need generation
+// g, so the first in L's log counts. Any leader of L that finds an intent and is
+// not on its way to the absorb aborts it: after a change of leader, a restart, or
+// mergePatience.
+//
+// The absorb waits, on each node, until the local R has applied F; L's applies are
+// parked meanwhile. Then, in one batch, L has the bounds, the statistics and the
+// fingerprint of both, and R has the highest tombstone. In one moment L is larger
+// in the table and R is not there. R's group ends, then its records go.
+//
+// Reads of R lie below the clock of the node that leads both: its own, and those of
+// earlier leaders by the rules of leases. That node proposes the absorb, so every
+// frame that carries it, and the clock of whoever leads L later, lies above them.
+// The memory of L's leader knows no identity of R's writes: its floor rises.
+//
+// R thaws only when the L of its node shows the abort of this very merge. L keeps
+// that mark until its leader sees R thawed (or past the generation at which it
+// could freeze), so R's leader, whoever it is, finds it.
+//
+// A replica of R that missed the end is here with its data until the L of its node
+// absorbs it, by its log or by a snapshot (subsume.go), or is gone itself: only
+// then it obeys the word of others, who know by the tombstone, that R is gone
+// (absorb.go, expendable).
+//
 // # Rejected
 //
 // A goroutine or a timer per replica (memory and idle cost); evaluating on
@@ -73,6 +126,10 @@
 // instead); waiting with the answer when leadership is lost until the outcome
 // is known (unbounded; the caller is told that it is open); a lock, or copies of
 // the latches, for reads off the shard (counters answer the one question that they
-// have); a lease that is cached until a time (see multiraft); replicas made by a
-// message (a dead one comes back; only bootstrap, split and snapshot make one).
+// have); a clock reading for each request (a system call: see load.go); load that
+// is worked out for every range; a lease that is cached until a time (see
+// multiraft); replicas made by a message (a dead one comes back; only bootstrap,
+// split and snapshot make one); a merge that both logs decide (each may lose its
+// leader in between); statistics of R in the absorb entry (copies that differ
+// would be papered over).
 package ranges

@@ -29,7 +29,15 @@ const (
 	kindSplit       entryKind = 2 // body: splitBody
 	kindGCThreshold entryKind = 3 // body: the threshold, 8 bytes
 	kindReplicas    entryKind = 4 // body: the new descriptor; in a configuration change's context
+	kindMark        entryKind = 5 // body: the merge mark that the descriptor gets
+	kindSeal        entryKind = 6 // no body, does nothing; see Group.stageAppend in multiraft
+	kindAbsorb      entryKind = 7 // body: see encodeAbsorb
 )
+
+// isSeal says of an entry whether it is a seal.
+func isSeal(data []byte) bool {
+	return len(data) >= fixedHeader && data[0] == entryFormat && entryKind(data[1]) == kindSeal
+}
 
 // errUnknownEntry says that this binary cannot apply an entry. The replica
 // halts: skipping it would let replicas diverge.
@@ -84,7 +92,7 @@ func decodeEntry(data []byte) (h header, body []byte, err error) {
 		return h, nil, fmt.Errorf("%w: %d bytes", errUnknownEntry, len(data))
 	}
 	h.kind = entryKind(data[1])
-	if data[0] != entryFormat || h.kind < kindWrite || h.kind > kindReplicas {
+	if data[0] != entryFormat || h.kind < kindWrite || h.kind > kindAbsorb {
 		return h, nil, fmt.Errorf("%w: format %d, kind %d", errUnknownEntry, data[0], data[1])
 	}
 	h.closed = hlc.Timestamp(binary.LittleEndian.Uint64(data[2:]))
@@ -125,14 +133,24 @@ func decodeEntry(data []byte) (h header, body []byte, err error) {
 // bounds, not the generation: a replica change raises the generation, too, but
 // takes nothing away from a write that was in flight, and to reject that write
 // would break the leader's belief that what it proposed in its term applies.
+//
+// The marks of merges. A frozen range takes nothing but what ends that: not a
+// write that a bound lets through, nor a change of its replicas. (Nothing was in
+// flight when it froze: the freeze held the whole range.) The left half takes
+// writes, but neither split nor replica change while it is marked. What marks,
+// seals and absorbs needs the very generation that its leader saw, which each
+// mark raises: so of two decisions of one merge the first in the log counts.
 func (h header) accepts(s *state, entryTerm ids.Term, foreignTerm bool) bool {
 	if h.term != entryTerm && !foreignTerm {
 		return false
 	}
+	same := h.generation == ids.Generation(s.desc.GetGeneration())
 	switch h.kind {
 	case kindSplit, kindReplicas:
-		return h.generation == ids.Generation(s.desc.GetGeneration())
+		return same && s.desc.GetMerge() == nil
+	case kindMark, kindSeal, kindAbsorb:
+		return same
 	default:
-		return h.bounds == s.bounds
+		return h.bounds == s.bounds && phaseOf(s.desc) != phaseFrozen
 	}
 }

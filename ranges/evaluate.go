@@ -205,7 +205,7 @@ func (r *Replica) stageWrite(w *write, ts hlc.Timestamp) error {
 	w.resp = kv.Response{Timestamp: ts, Found: flight.found}
 	w.hold.ts = ts
 	r.open.writes = append(r.open.writes, w)
-	r.load.wrote(len(w.ops))
+	r.countWrite(w.ops)
 	r.witnessWrite(ts)
 	return nil
 }

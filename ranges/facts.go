@@ -11,8 +11,14 @@ import (
 
 // A fact is what a leader tells placement about its range. It goes out when
 // leadership begins, when the descriptor changes, when a learner catches up,
-// and, from maintenance, when the size has moved by more than a twentieth, or
-// at all when the range comes to rest.
+// and, from maintenance, at most once a second: when the size has moved by more
+// than a twentieth, or at all when the range comes to rest; when the load has
+// moved by more than a quarter, or to nothing (load.go); when there is another
+// reason why a hot range is not split.
+//
+// When leadership moved to this node the first fact has no load: what it was is
+// known elsewhere. The next one, a second or two later, has it, and is sent even
+// if it is nothing. Whoever weighs loads keeps the one of before until then.
 
 // factSizeStep is the part of the size, and factSizeFloor the bytes, by which
 // it must have moved.
@@ -23,16 +29,21 @@ const (
 
 // factOf makes a fact of a state and what the leader knew of its peers.
 func (r *Replica) factOf(s *state, caughtUp, silent []uint64) *metapb.RangeFact {
-	reads, writes := r.load.rates(r.table.cfg.Physical.Monotonic())
+	w := r.load.watch.Load()
+	load := w.load()
 	return &metapb.RangeFact{
-		Descriptor_:     s.desc,
-		LeaderNode:      uint64(r.table.cfg.Node),
-		Term:            uint64(s.lead.term),
-		Stats:           s.data.Stats.Proto(),
-		CaughtUp:        caughtUp,
-		Silent:          silent,
-		ReadsPerSecond:  reads,
-		WritesPerSecond: writes,
+		Descriptor_:         s.desc,
+		LeaderNode:          uint64(r.table.cfg.Node),
+		Term:                uint64(s.lead.term),
+		Stats:               s.data.Stats.Proto(),
+		CaughtUp:            caughtUp,
+		Silent:              silent,
+		ReadsPerSecond:      load.reads,
+		WritesPerSecond:     load.writes,
+		CpuMicrosPerSecond:  uint64(load.cpu),
+		WriteBytesPerSecond: uint64(load.writeBytes),
+		ReadBytesPerSecond:  uint64(load.readBytes),
+		HotBecause:          w.because(),
 	}
 }
 
@@ -60,9 +71,13 @@ func (r *Replica) sendFact() {
 		return
 	}
 	caughtUp, silent := r.peerNews()
+	// Before the fact is made: what maintenance makes of the load meanwhile is
+	// news then, though it may be in the fact already.
+	w := r.load.watch.Load()
 	r.load.told.Store(&told{
 		term: s.lead.term, generation: s.desc.GetGeneration(), stats: s.data.Stats,
 		caughtUp: caughtUp, silent: silent,
+		load: w.load(), measured: w.measured(), because: w.because(),
 	})
 	r.table.cfg.OnFact(r.factOf(s, caughtUp, silent))
 }
@@ -153,11 +168,15 @@ func (r *Replica) describe(
 	if s.initialised() {
 		info.Role = roleName(replicaOf(s.desc, r.self).GetRole())
 	}
+	load := r.load.watch.Load().load()
 	done(info, &adminpb.RangeInfo{
-		Descriptor_: s.desc,
-		LeaderNode:  uint64(s.leaderNode()),
-		Term:        uint64(s.lead.term),
-		Stats:       s.data.Stats.Proto(),
+		Descriptor_:        s.desc,
+		LeaderNode:         uint64(s.leaderNode()),
+		Term:               uint64(s.lead.term),
+		Stats:              s.data.Stats.Proto(),
+		CpuMicrosPerSecond: uint64(load.cpu),
+		WritesPerSecond:    load.writes,
+		ReadsPerSecond:     load.reads,
 	}, true)
 }
 

@@ -38,7 +38,7 @@ func (r *Replica) wantsCollection(s *state) bool {
 func (r *Replica) collect(s *state) {
 	window := r.table.cfg.GCWindow.Milliseconds()
 	horizon := r.table.cfg.Physical.Wall() - window
-	if horizon <= 0 || r.change != nil {
+	if horizon <= 0 || r.change != nil || s.frozen() {
 		return
 	}
 	threshold := hlc.New(horizon, 0)
@@ -100,11 +100,11 @@ func (c *collection) aborted() { c.end(false) }
 // granted reads a page, away from the shard.
 func (c *collection) granted() {
 	r := c.r
-	if !r.leadsIn(c.term) {
+	if !r.leadsIn(c.term) || r.state.Load().frozen() {
 		c.end(false)
 		return
 	}
-	end := r.descriptor().GetEnd() // a split may have passed
+	end := r.descriptor().GetEnd() // a split, or a merge, may have passed
 	if string(c.cursor) >= string(end) {
 		c.end(true)
 		return

@@ -339,6 +339,7 @@ func (w *world) leader(r ids.RangeID) *node {
 		}
 		w.tick(1)
 	}
+	w.dump()
 	w.t.Fatalf("%v has no leader", r)
 	return nil
 }

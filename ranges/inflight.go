@@ -58,7 +58,8 @@ type moving struct {
 	// writes are announced and not retracted. A scan looks at this.
 	writes atomic.Int32
 	// splits are marked from before their proposal until the halves are
-	// published. Every read looks at this: see doc.go, splits and reads.
+	// published, and so are the freezes of merges until those have ended. Every
+	// read looks at this: see doc.go, splits and reads.
 	splits atomic.Int32
 }
 

@@ -56,6 +56,9 @@ type leaseReads struct {
 	list  []read
 	one   [1]read // room for list
 	it    *mvcc.Iterator
+
+	timed int           // how many reads stand for others, see load.go
+	began time.Duration // if timed
 }
 
 const (
@@ -129,7 +132,7 @@ func (b *leaseReads) begin() {
 			rd.respond(rd.r.notLeader(false))
 			continue
 		}
-		rd.r.load.read()
+		b.clockIn(rd, i)
 		rd.term = s.lead.term
 		// Until an entry of the own term is applied, what earlier leaders
 		// acknowledged may be missing here (R8).
@@ -236,7 +239,9 @@ func (b *leaseReads) ask() {
 	}
 	if left > 0 {
 		b.pause("iterator", (*leaseReads).open)
+		return
 	}
+	b.clockOut()
 }
 
 // enter checks the bounds under the state in which the read is led, and answers
@@ -244,6 +249,10 @@ func (b *leaseReads) ask() {
 func (rd *read) enter() (ended bool) {
 	s, r := rd.state, rd.r
 	if !s.lead.mine || s.lead.term != rd.term || s.destroyed || !s.initialised() {
+		rd.respond(r.notLeader(false))
+		return true
+	}
+	if s.frozen() {
 		rd.respond(r.notLeader(false))
 		return true
 	}
@@ -307,6 +316,7 @@ func (b *leaseReads) serve() {
 	if err := b.it.Close(); err != nil {
 		t.cfg.Logger.Error("close iterator", "error", err)
 	}
+	b.clockOut()
 }
 
 // finish checks a get once more, with the iterator open, and reads.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
@@ -14,8 +15,11 @@ import (
 // dirtySet holds the ranges that maintenance should look at. A range is in it
 // because something changed, never because it exists.
 type dirtySet struct {
-	mu  sync.Mutex
-	set map[ids.RangeID]struct{}
+	mu      sync.Mutex
+	set     map[ids.RangeID]struct{}
+	watched []*Replica // whose load is watched, see load.go
+
+	loadSplits, merges atomic.Uint64
 }
 
 func (t *Table) mark(id ids.RangeID) {
@@ -28,9 +32,11 @@ func (t *Table) mark(id ids.RangeID) {
 }
 
 // Maintain is one step of what time drives: size splits that could not start,
-// garbage collection, rates, stuck changes. Called about once a second; cost
-// grows with what changed, not with what exists. Any goroutine, one at a time.
+// load and load splits, garbage collection, stuck changes. Called about once a
+// second; cost grows with what changed, not with what exists. Any goroutine, one
+// at a time.
 func (t *Table) Maintain() {
+	t.lookAtLoads()
 	t.dirty.mu.Lock()
 	set := t.dirty.set
 	t.dirty.set = nil
@@ -57,7 +63,7 @@ type upkeep struct {
 	noSplit   int64 // size at which no split key was found; 0: none
 	collected hlc.Timestamp
 	gc        *collection
-	writes    uint64 // of the meter, at the last step
+	writes    uint64 // the meter's count, at the last step
 }
 
 // lead begins a term of leadership. How far an earlier leader's collection got
@@ -82,6 +88,9 @@ func (r *Replica) leaderApplied(old *state, structural bool) {
 		return
 	}
 	structural = structural || !old.lead.ready
+	if !old.lead.ready {
+		r.wake(0) // what the load was, the leader before knows
+	}
 	if structural {
 		r.sendFact()
 		r.leaveJoint()
@@ -95,6 +104,7 @@ func (r *Replica) leaderApplied(old *state, structural bool) {
 // maintain is a range's step, on its shard.
 func (r *Replica) maintain() {
 	r.upkeep.marked = false
+	r.tend()
 	s := r.state.Load()
 	if !s.leads() {
 		return
@@ -109,7 +119,7 @@ func (r *Replica) maintain() {
 		}
 		r.mark()
 	}
-	if r.factIsOld(s) {
+	if r.factIsOld(s) || r.loadIsOld() {
 		r.sendFact()
 	}
 	if r.wantsSplit(s) && r.change == nil {
@@ -148,7 +158,7 @@ func (r *Replica) forgetIfIdle() {
 	if r.recent.empty() {
 		return
 	}
-	writes := r.load.writes.Load()
+	writes := r.load.writes.word.Load()
 	if writes == r.upkeep.writes && r.latches.idle() && r.open.empty() {
 		r.recent.forget(r.table.cfg.Clock.Peek(), r.state.Load().applied)
 		r.latches.shrink()

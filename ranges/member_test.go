@@ -266,7 +266,7 @@ func TestAbandonedSnapshotLeavesNoReplica(t *testing.T) {
 		t.Fatal("the learner never came")
 	}
 	w.maintain(2)
-	f := w.nodes[1].facts[len(w.nodes[1].facts)-1]
+	f := w.nodes[1].lastFact(2)
 	if len(f.GetCaughtUp()) != 1 {
 		t.Fatalf("placement was not told that the learner caught up: %v", f)
 	}

@@ -34,6 +34,7 @@ type read struct {
 	// On the caller's goroutine, see leaseread.go.
 	gone  bool   // answered, or another goroutine's
 	slow  bool   // the shard has to decide
+	timed bool   // its part of the frame's time counts, see load.go
 	hash  uint64 // of a get's key
 	word  uint64 // of its stripe, before the timestamp was fixed
 	state *state // under which the lease was found to hold
@@ -135,6 +136,14 @@ func (rd *read) granted() {
 		rd.answer(r.notLeader(false))
 		return
 	}
+	if s.frozen() {
+		// While the merge is on its way here, whoever comes waits for its end.
+		rd.start, rd.end = s.desc.GetStart(), s.desc.GetEnd()
+		if !r.latches.await(string(rd.start), string(rd.end), everyRead, rd) {
+			rd.answer(r.notLeader(false))
+		}
+		return
+	}
 	if resp := rd.admit(s); resp != nil {
 		rd.answer(resp)
 		return
@@ -153,6 +162,7 @@ func (rd *read) admit(s *state) *kv.Response {
 	}
 	if rd.req.Verb == kv.VerbReadTimestamp {
 		rd.witness()
+		rd.r.load.reads.add(1, 0) // no key to split at
 		return &kv.Response{Timestamp: rd.ts}
 	}
 	return rd.clip(s.desc)
@@ -275,6 +285,7 @@ func (q *readQueue) isReplacing() bool { return q.replacing.Load() > 0 }
 // serveReads is a job off the shard: one iterator for all reads that are ready.
 func (r *Replica) serveReads() {
 	list, more := r.reads.take()
+	defer r.clockOutReads(r.clockInReads(list))
 	if more {
 		defer r.table.cfg.Execute(r.serveReads)
 	}
@@ -312,8 +323,11 @@ func (r *Replica) serveReads() {
 //
 // What the iterator sees is at most as old as this state. If the replica is
 // there now, it was when the iterator opened, and the iterator pins what it
-// saw; if the bounds hold now, they held then (they only shrink), and the
-// right half's group begins to write here only after they shrank. The
+// saw; if the bounds hold now and held when the read was admitted, they held
+// then (a split narrows them; whether a merge widened them meanwhile is asked,
+// too), and the right half's group begins to
+// write here only after they shrank. A range that froze since is as it was: the
+// read was admitted before, hence its timestamp lies below all that comes after. The
 // threshold is published before the first deletion under it is visible.
 // Whether the data is being replaced is asked before the state is loaded:
 // asked afterwards, an install that ended in between would show its data
@@ -331,6 +345,11 @@ func (rd *read) checkAgain(now, before *state) *kv.Response {
 	}
 	if canary.On(canary.SkipBoundsRecheck) {
 		return nil
+	}
+	if now.grown != before.grown {
+		// Bounds that hold before and after held all the while only if they did not
+		// widen in between.
+		return rd.r.notLeader(false)
 	}
 	end := rd.end
 	if len(end) == 0 {
@@ -351,6 +370,7 @@ func (rd *read) serve(it *mvcc.Iterator) *kv.Response {
 		return rd.scan(it)
 	}
 	v, found, err := it.Get(rd.req.Key, rd.ts)
+	rd.r.countRead(rd.req.Key, nil, len(rd.req.Key)+len(v.Value))
 	switch {
 	case err != nil:
 		return internalError(err)
@@ -380,6 +400,7 @@ func (rd *read) scan(it *mvcc.Iterator) *kv.Response {
 	if err != nil {
 		return internalError(err)
 	}
+	rd.countScan(rows, resume, reverse)
 	if resume == nil && !reverse && !bytes.Equal(rd.end, req.End) {
 		resume = rd.end
 	}

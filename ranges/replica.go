@@ -38,6 +38,7 @@ type Replica struct {
 	staged  staged    // what Apply staged, for Applied to publish
 	change  *change   // the structural change in progress
 	upkeep  upkeep    // what maintenance remembers
+	yields  bool      // nothing is applied: a snapshot is subsuming the range
 	stale   *[][]byte // canary: entries of a leadership that is over
 }
 
@@ -61,6 +62,7 @@ func (r *Replica) groupConfig(campaign bool) multiraft.GroupConfig {
 		Machine:  r,
 		Campaign: campaign,
 		Born:     func(g *multiraft.Group) { r.raft.Store(g) },
+		Seals:    isSeal,
 		Span: func() (start, end []byte) {
 			if s := r.state.Load(); s.initialised() {
 				return s.desc.GetStart(), s.desc.GetEnd()
@@ -95,6 +97,7 @@ func (r *Replica) leadsIn(term ids.Term) bool {
 // Flush is called once in each pass in which tasks ran: what they evaluated is
 // proposed as one entry.
 func (r *Replica) Flush() {
+	defer r.clockOut(r.clockIn())
 	r.back.run()
 	r.latches.drain()
 	r.flush()
@@ -171,6 +174,9 @@ func (r *Replica) abandon() {
 		w.finished(rejected)
 	}
 	r.latches.reset()
+	if c := r.change; c != nil && c.merge != nil {
+		c.merge.end(ErrUnknownOutcome) // it was the right half's turn
+	}
 }
 
 func (r *Replica) abandonProposal(p *proposal, v verdict) {
@@ -224,20 +230,25 @@ func (b *returns) close() {
 // offShard runs job away from the shard and then what it returns on the shard.
 func (r *Replica) offShard(job func() (then func())) {
 	r.table.cfg.Execute(func() {
-		then := job()
-		if !r.back.push(then) {
-			then()
-			return
-		}
-		err := r.enqueue(multiraft.TaskFunc(func() {}), 0)
-		if err != nil && !errors.Is(err, multiraft.ErrStopped) {
-			r.table.mark(r.id) // maintenance fetches it
-		}
-		// Stopped says that the group will end, not that its shard is done with
-		// this replica: it must not be run here beside it. Whoever removes the
-		// group closes back, which runs what is left; if the whole host ends,
-		// nobody is left to be answered.
+		r.onShard(job())
 	})
+}
+
+// onShard runs f on the shard, once, whatever bound is reached; if the replica is
+// gone, here and now. Any goroutine, another range's shard included.
+func (r *Replica) onShard(f func()) {
+	if !r.back.push(f) {
+		f()
+		return
+	}
+	err := r.enqueue(multiraft.TaskFunc(func() {}), 0)
+	if err != nil && !errors.Is(err, multiraft.ErrStopped) {
+		r.table.mark(r.id) // maintenance fetches it
+	}
+	// Stopped says that the group will end, not that its shard is done with
+	// this replica: it must not be run here beside it. Whoever removes the
+	// group closes back, which runs what is left; if the whole host ends,
+	// nobody is left to be answered.
 }
 
 // newest descriptor for others; nil while uninitialised.

@@ -35,6 +35,10 @@ func (t *Table) Order(o *metapb.Order, done func(error)) {
 			func(_, _ *metapb.RangeDescriptor, err error) { done(err) })
 		return
 	}
+	if o.GetKind() == metapb.OrderKind_ORDER_KIND_MERGE {
+		t.merge(o, done)
+		return
+	}
 	r := t.replica(id)
 	if r == nil {
 		done(fmt.Errorf("change %v: %w", id, ErrNoReplica))
@@ -88,15 +92,44 @@ func (r *Replica) plan(o *metapb.Order) (*metapb.RangeDescriptor, *raftpb.ConfCh
 		if err == nil && !r.caughtUp(id) {
 			err = ErrLagging
 		}
-		return next, single(raftpb.ConfChangeAddNode, id, true), err
-	case metapb.OrderKind_ORDER_KIND_DEMOTE:
-		if id == r.self {
-			return nil, nil, fmt.Errorf("%w: transfer the leadership first", ErrRefused)
+		change := single(raftpb.ConfChangeAddNode, id, true)
+		if out := ids.ReplicaID(o.GetDemoteReplicaId()); err == nil && out != 0 {
+			next, err = r.swap(next, change, out)
 		}
-		next, err := withRole(d, id, roleVoter, roleDemoting)
+		return next, change, err
+	case metapb.OrderKind_ORDER_KIND_DEMOTE:
+		next, err := r.demote(d, id)
 		return next, single(raftpb.ConfChangeAddLearnerNode, id, true), err
 	}
 	return nil, nil, fmt.Errorf("%w: unknown order", ErrRefused)
+}
+
+// demote gives up a voter other than this leader.
+func (r *Replica) demote(
+	d *metapb.RangeDescriptor, id ids.ReplicaID,
+) (*metapb.RangeDescriptor, error) {
+	if id == r.self {
+		return nil, fmt.Errorf("%w: transfer the leadership first", ErrRefused)
+	}
+	return withRole(d, id, roleVoter, roleDemoting)
+}
+
+// swap adds to a promotion that a voter becomes a learner: one change, with one
+// new generation. Both halves of the joint configuration have as many voters as
+// before. A promotion that is followed by a demotion would count an even number
+// in between, which tolerates no more failures than one fewer, and with the new
+// copy in the zone of the old one half of the voters would be in one zone.
+func (r *Replica) swap(
+	promoted *metapb.RangeDescriptor, change *raftpb.ConfChangeV2, out ids.ReplicaID,
+) (*metapb.RangeDescriptor, error) {
+	next, err := r.demote(promoted, out)
+	if err != nil {
+		return nil, err
+	}
+	next.Generation = promoted.GetGeneration()
+	change.Changes = append(change.Changes,
+		single(raftpb.ConfChangeAddLearnerNode, out, true).Changes...)
+	return next, nil
 }
 
 func single(kind raftpb.ConfChangeType, id ids.ReplicaID, joint bool) *raftpb.ConfChangeV2 {

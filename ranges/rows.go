@@ -53,6 +53,7 @@ func (rd *read) fromCache() *kv.Response {
 		return nil
 	}
 	rd.witness()
+	rd.r.countRead(rd.req.Key, nil, len(rd.req.Key)+len(row.Value))
 	return &kv.Response{Found: true, Timestamp: row.Version, Value: row.Value}
 }
 

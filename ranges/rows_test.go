@@ -28,6 +28,13 @@ type busyNode struct {
 
 func newBusyNode(t *testing.T, rangeSize, rowCache int64) *busyNode {
 	t.Helper()
+	return newTunedBusyNode(t, func(c *Config) {
+		c.RangeSize, c.RowCacheBytes = rangeSize, rowCache
+	})
+}
+
+func newTunedBusyNode(t *testing.T, tune func(*Config)) *busyNode {
+	t.Helper()
 	s, err := store.Open(store.Options{
 		Dir: "data", FS: vfs.NewMem(), Create: true, ReserveBytes: 1, CacheBytes: 8 << 20,
 		MemTableBytes: 4 << 20, Logger: slog.New(slog.DiscardHandler),
@@ -38,12 +45,14 @@ func newBusyNode(t *testing.T, rangeSize, rowCache int64) *busyNode {
 	hybrid.SetBound(hlc.MaxTimestamp)
 	var lastID atomic.Uint64
 	var jobs sync.WaitGroup
-	table, err := New(Config{
-		Node: 1, Store: s, Clock: hybrid, Physical: clock, RangeSize: rangeSize,
-		RowCacheBytes: rowCache, Logger: slog.New(slog.DiscardHandler),
+	cfg := Config{
+		Node: 1, Store: s, Clock: hybrid, Physical: clock,
+		Logger:      slog.New(slog.DiscardHandler),
 		Execute:     func(job func()) { jobs.Go(job) },
 		NextRangeID: func() (ids.RangeID, bool) { return ids.RangeID(100 + lastID.Add(1)), true },
-	})
+	}
+	tune(&cfg)
+	table, err := New(cfg)
 	must(t, err)
 	table.lease = func(*Replica, ids.Term, hlc.Timestamp) multiraft.LeaseState {
 		return multiraft.LeaseHeld // nobody else could lead

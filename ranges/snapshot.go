@@ -21,6 +21,8 @@ type Admission struct {
 	header  *metapb.SnapshotHeader
 	replica *Replica
 	created bool // the replica was made for this snapshot
+	// subsumed are frozen replicas that the installation ends; see subsume.go.
+	subsumed []*Replica
 }
 
 func refuseSnapshot(h *metapb.SnapshotHeader, why string) error {
@@ -80,7 +82,8 @@ func (t *Table) reserve(h *metapb.SnapshotHeader) (a *Admission, outdated *Repli
 	if err := t.checkSpanLocked(h); err != nil {
 		return nil, nil, err
 	}
-	if other := t.overlapLocked(id, d); other != nil {
+	subsumed, other := t.subsumableLocked(id, d)
+	if other != nil {
 		return nil, nil, refuseSnapshot(h, fmt.Sprintf("%v holds a part of its span", other.id))
 	}
 	next, err := t.cfg.Store.Log().Tombstone(id)
@@ -90,7 +93,7 @@ func (t *Table) reserve(h *metapb.SnapshotHeader) (a *Admission, outdated *Repli
 	if self < next {
 		return nil, nil, refuseSnapshot(h, "that replica was removed")
 	}
-	a = &Admission{table: t, header: h, replica: t.mu.byID[id]}
+	a = &Admission{table: t, header: h, replica: t.mu.byID[id], subsumed: subsumed}
 	switch {
 	case a.replica == nil:
 		a.replica = newReplica(t, id, self, &state{})
@@ -136,14 +139,29 @@ func (a *Admission) Deliver(done func(error)) {
 	// Readers look at this after they opened their iterator: data that was
 	// replaced meanwhile must not be read under the old threshold.
 	a.replica.reads.replace()
-	a.table.host.DeliverSnapshot(a.Incoming, func(installed bool, err error) {
-		a.replica.reads.replaced()
-		a.release()
-		if err == nil && !installed {
-			err = ErrSnapshotUnused
+	a.stopSubsumed(a.subsumed, func(err error) {
+		if err != nil {
+			a.Incoming.Discard()
+			a.over(false, err, done)
+			return
 		}
-		done(err)
+		a.table.host.DeliverSnapshot(a.Incoming, func(installed bool, err error) {
+			a.over(installed, err, done)
+		})
 	})
+}
+
+// over ends what Deliver began.
+func (a *Admission) over(installed bool, err error, done func(error)) {
+	a.replica.reads.replaced()
+	if !installed {
+		a.restoreSubsumed()
+	}
+	a.release()
+	if err == nil && !installed {
+		err = ErrSnapshotUnused
+	}
+	done(err)
 }
 
 // Abandon gives the snapshot up: its stream broke.
@@ -167,22 +185,36 @@ func (a *Admission) release() {
 	if remove {
 		t.host.RemoveGroup(r.id, r.back.close)
 	}
+	t.resumeLeft(r)
+	for _, x := range a.subsumed {
+		t.resumeLeft(x)
+	}
 }
 
-// publishRestored puts a replica whose data a snapshot replaced at its place.
+// publishRestored puts a replica whose data a snapshot replaced at its place; the
+// replicas that it subsumed go in the same moment.
 func (t *Table) publishRestored(r *Replica, next *state) error {
+	subsumed, err := t.placeRestored(r, next)
+	for _, x := range subsumed {
+		t.dismiss(x, r.id)
+	}
+	return err
+}
+
+func (t *Table) placeRestored(r *Replica, next *state) (subsumed []*Replica, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.mu.byID[r.id] != r {
-		return nil // removed meanwhile
+		return nil, nil // removed meanwhile
 	}
+	subsumed = t.takeSubsumedLocked(r)
 	if other := t.overlapLocked(r.id, next.desc); other != nil {
-		return fmt.Errorf("snapshot of %v overlaps %v", r.id, other.id)
+		return subsumed, fmt.Errorf("snapshot of %v overlaps %v", r.id, other.id)
 	}
 	if old := r.descriptor(); old != nil {
 		t.mu.spans.remove(old.GetStart())
 	}
 	r.state.Store(next)
 	t.mu.spans.set(r)
-	return nil
+	return subsumed, nil
 }

@@ -28,7 +28,10 @@ const (
 
 // change is the structural change of a range that is in progress; there is one
 // at a time.
-type change struct{ op string }
+type change struct {
+	op    string
+	merge *merge // of which this range is the left half, if it is one
+}
 
 // begin claims the range for a change. Shard only.
 func (r *Replica) begin(op string, generation uint64) error {
@@ -43,6 +46,9 @@ func (r *Replica) begin(op string, generation uint64) error {
 		return fmt.Errorf("%s: %w: %s", op, ErrBusy, r.change.op)
 	case isJoint(s.desc):
 		return fmt.Errorf("%s: %w: replica change", op, ErrBusy)
+	case s.desc.GetMerge() != nil:
+		return fmt.Errorf("%s: %w: merge with %v", op, ErrBusy,
+			ids.RangeID(s.desc.GetMerge().GetRangeId()))
 	}
 	r.change = &change{op: op}
 	return nil
@@ -210,32 +216,45 @@ func (sp *split) finished(v verdict) {
 // with its length before it.
 
 func encodeSplit(left, right *metapb.RangeDescriptor, data mvcc.Delta) ([]byte, error) {
-	var body []byte
-	for _, m := range []proto.Message{left, right, &metapb.AppliedState{
+	return encodeMessages(left, right, &metapb.AppliedState{
 		Stats: data.Stats.Proto(), Fingerprint: data.Fingerprint,
-	}} {
+	})
+}
+
+// encodeMessages returns messages one after the other, each with its length
+// before it.
+func encodeMessages(list ...proto.Message) ([]byte, error) {
+	var body []byte
+	for _, m := range list {
 		raw, err := proto.Marshal(m)
 		if err != nil {
-			return nil, fmt.Errorf("encode split: %w", err)
+			return nil, fmt.Errorf("encode body: %w", err)
 		}
 		body = append(binary.AppendUvarint(body, uint64(len(raw))), raw...)
 	}
 	return body, nil
 }
 
-func decodeSplit(body []byte) (left, right *metapb.RangeDescriptor, data mvcc.Delta, err error) {
-	left, right = &metapb.RangeDescriptor{}, &metapb.RangeDescriptor{}
-	a := &metapb.AppliedState{}
-	for _, m := range []proto.Message{left, right, a} {
+func decodeMessages(body []byte, list ...proto.Message) error {
+	for _, m := range list {
 		n, used := binary.Uvarint(body)
 		if used <= 0 || n > uint64(len(body)-used) {
-			return nil, nil, data, fmt.Errorf("%w: split is cut", errUnknownEntry)
+			return fmt.Errorf("%w: body is cut", errUnknownEntry)
 		}
 		raw := body[used : used+int(n)]
 		body = body[used+int(n):]
 		if err := proto.Unmarshal(raw, m); err != nil {
-			return nil, nil, data, fmt.Errorf("decode split: %w", err)
+			return fmt.Errorf("decode body: %w", err)
 		}
+	}
+	return nil
+}
+
+func decodeSplit(body []byte) (left, right *metapb.RangeDescriptor, data mvcc.Delta, err error) {
+	left, right = &metapb.RangeDescriptor{}, &metapb.RangeDescriptor{}
+	a := &metapb.AppliedState{}
+	if err := decodeMessages(body, left, right, a); err != nil {
+		return nil, nil, data, fmt.Errorf("split: %w", err)
 	}
 	data = mvcc.Delta{
 		Stats: mvcc.StatsFromProto(a.GetStats()), Fingerprint: a.GetFingerprint(),
@@ -361,6 +380,7 @@ func (t *Table) publishSplit(left *Replica, next *state, sp *stagedSplit) {
 	if right == nil {
 		return
 	}
+	left.shareLoad(right)
 	if err := t.addGroup(right, sp.campaign); err != nil {
 		t.cfg.Logger.Error("start right half", "range", sp.id, "error", err)
 	}

@@ -1,6 +1,7 @@
 package ranges
 
 import (
+	"github.com/flotilla-kv/flotilla/internal/canary"
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
@@ -20,6 +21,8 @@ type state struct {
 	conf      *metapb.ConfState
 	lead      leadership
 	destroyed bool
+	into      ids.RangeID // destroyed because this range absorbed it; else 0
+	grown     uint64      // how often the bounds may have widened in this process
 }
 
 // leadership is what the replica knows of who leads.
@@ -73,6 +76,11 @@ func (s *state) initialised() bool { return s.desc != nil }
 
 // leads says whether this replica may evaluate.
 func (s *state) leads() bool { return s.lead.ready && !s.destroyed }
+
+// frozen says whether the range serves nothing, because it is to be absorbed.
+func (s *state) frozen() bool {
+	return phaseOf(s.desc) == phaseFrozen && !canary.On(canary.FrozenServes)
+}
 
 // leaderNode is the node believed to lead, or about to, 0 if unknown.
 func (s *state) leaderNode() ids.NodeID {

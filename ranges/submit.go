@@ -49,6 +49,7 @@ func (t *Table) route(req *kv.Request, done func(*kv.Response)) *Replica {
 
 // submitWrite does on the caller's goroutine what may read from disk.
 func (r *Replica) submitWrite(req *kv.Request, done func(*kv.Response)) {
+	defer r.clockOut(r.clockInAs(req.Identity.Sequence + req.ID))
 	w := newWrite(r, req, done)
 	if resp := r.admitWrite(req); resp != nil {
 		w.answer(resp)
@@ -98,6 +99,16 @@ func (r *Replica) refuseWrite(w *write) *kv.Response {
 		return r.notLeader(false)
 	}
 	return r.checkKeys(w, s.desc)
+}
+
+// refuseFrozen refuses a write of a frozen range. While the merge is under way
+// here the range is held, and what comes waits for its end like everybody; who
+// was let in, or comes when nothing is held, is told to come back soon.
+func (r *Replica) refuseFrozen(letIn bool) *kv.Response {
+	if r.state.Load().frozen() && (letIn || r.latches.free()) {
+		return r.notLeader(false)
+	}
+	return nil
 }
 
 // checkKeys says whether all keys lie in the range: none does (wrong range),

@@ -151,6 +151,10 @@ func (t *Table) Start(h *multiraft.Host) error {
 // removal, or that a tombstone forbids, is finished off: a crash came between.
 func (t *Table) load(stored store.Stored) (*Replica, error) {
 	id, rs, next := stored.Range, stored.Replica, stored.Tombstone
+	if next == multiraft.EveryReplica {
+		// Its left neighbour took it in, and its data is that one's.
+		return nil, t.eraseRecords(id)
+	}
 	if replicaOf(rs.Descriptor, rs.Replica) == nil {
 		next = max(next, ids.ReplicaID(rs.Descriptor.GetNextReplicaId()))
 	}
@@ -167,6 +171,9 @@ func (t *Table) load(stored store.Stored) (*Replica, error) {
 	}
 	t.mu.byID[id] = r
 	t.mu.spans.set(r)
+	if rs.Descriptor.GetMerge() != nil {
+		t.mark(id)
+	}
 	return r, nil
 }
 
@@ -261,16 +268,18 @@ func (t *Table) Counts() (replicas, leaders int) {
 // again, so one below the counter that is not in it was removed. That holds
 // for an old descriptor, too. A tombstone does not know: it says which ids may
 // not live on this node, and a lower one may be well on another. It is asked
-// where a replica is created.
+// where a replica is created. Only the highest says that the range itself is
+// gone: it was absorbed.
 func (t *Table) Gone(id ids.RangeID, replica ids.ReplicaID) (next ids.ReplicaID, gone bool) {
 	t.mu.RLock()
 	r, leaving := t.mu.byID[id], t.mu.dying[id]
 	t.mu.RUnlock()
-	if replica == leaving.self && leaving.self != 0 {
+	if replica == leaving.self && leaving.self != 0 || leaving.next == multiraft.EveryReplica {
 		return leaving.next, true
 	}
 	if r == nil {
-		return 0, false
+		next, err := t.cfg.Store.Log().Tombstone(id)
+		return next, err == nil && next == multiraft.EveryReplica
 	}
 	d := r.descriptor()
 	if d == nil || uint64(replica) >= d.GetNextReplicaId() || replicaOf(d, replica) != nil {
@@ -279,12 +288,15 @@ func (t *Table) Gone(id ids.RangeID, replica ids.ReplicaID) (next ids.ReplicaID,
 	return replica + 1, true
 }
 
-// OnGone destroys this node's replica of range id if its id is below next. On
-// a shard; a host's callback.
+// OnGone destroys this node's replica of range id if its id is below next. That
+// the whole range is gone is obeyed only by a replica that nothing here needs
+// any more. On the range's shard; a host's callback.
 func (t *Table) OnGone(id ids.RangeID, next ids.ReplicaID) {
-	if r := t.replica(id); r != nil && r.self < next {
-		t.destroy(r, next)
+	r := t.replica(id)
+	if r == nil || r.self >= next || next == multiraft.EveryReplica && !r.expendable() {
+		return
 	}
+	t.destroy(r, next)
 }
 
 // destroy removes a replica for ever. First it leaves the table, so that
@@ -293,7 +305,9 @@ func (t *Table) OnGone(id ids.RangeID, next ids.ReplicaID) {
 // Reads with an open iterator see what they saw.
 func (t *Table) destroy(r *Replica, next ids.ReplicaID) {
 	t.mu.Lock()
-	if t.mu.byID[r.id] != r {
+	if t.mu.byID[r.id] != r || t.subsumedLocked(r) {
+		// Gone already; or a snapshot that is on its way takes its place, and the
+		// removal could take what that brings. Who wants it gone will say so again.
 		t.mu.Unlock()
 		return
 	}

@@ -166,7 +166,12 @@ func (o *op) lookUp(it *mvcc.Iterator) (err error) {
 
 // Run is the write's first step on the shard.
 func (w *write) Run() {
-	if resp := w.r.refuseWrite(w); resp != nil {
+	defer w.r.clockOut(w.r.clockIn())
+	resp := w.r.refuseWrite(w)
+	if resp == nil {
+		resp = w.r.refuseFrozen(false)
+	}
+	if resp != nil {
 		w.answer(resp)
 		return
 	}
@@ -176,7 +181,11 @@ func (w *write) Run() {
 // granted goes on when no conflicting request is in the way. It may have
 // waited, so it looks again who leads and where the bounds are.
 func (w *write) granted() {
-	if resp := w.r.refuseWrite(w); resp != nil {
+	resp := w.r.refuseWrite(w)
+	if resp == nil {
+		resp = w.r.refuseFrozen(true)
+	}
+	if resp != nil {
 		w.end(resp)
 		return
 	}

@@ -2,7 +2,10 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
+	"math"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2/cockroachkvs"
 
@@ -27,7 +30,18 @@ type IncomingSnapshot struct {
 	has    [3]bool // which spaces have tables
 	tables tables
 	phase  phase
+
+	subsumed []subsumed // in order of range ids
 }
+
+// subsumed is another range whose replica here ends with the installation.
+type subsumed struct {
+	r          ids.RangeID
+	start, end []byte
+}
+
+// goneForEver is a tombstone that no replica id passes.
+const goneForEver = ids.ReplicaID(math.MaxUint64)
 
 type phase uint8
 
@@ -161,6 +175,19 @@ func (in *IncomingSnapshot) Finish() error {
 	}
 	in.phase = finished
 	return nil
+}
+
+// Subsume has the installation end another range's replica for ever, in the same
+// atomic step: the snapshot's range has taken that range in. [start, end) is what
+// the replica holds here; it must touch the snapshot's span, and what of it lies
+// outside goes. Its tombstone becomes the highest. Its records by range id stay:
+// whoever drives the replica removes them when it has ended, or a start does, to
+// which the tombstone tells that they are of no use. Before Install, in any order.
+func (in *IncomingSnapshot) Subsume(r ids.RangeID, start, end []byte) {
+	invariant.Check(in.phase != over && r != in.r && string(start) < string(end),
+		"%v: subsume %v too late, or nothing of it", in.r, r)
+	in.subsumed = append(in.subsumed, subsumed{r, start, end})
+	slices.SortFunc(in.subsumed, func(a, b subsumed) int { return cmp.Compare(a.r, b.r) })
 }
 
 // Discard drops a snapshot that is not installed. After Install it does nothing.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.etcd.io/raft/v3/raftpb"
@@ -55,18 +56,9 @@ func (in *IncomingSnapshot) install(
 	if err != nil {
 		return err
 	}
-	d := in.h.GetDescriptor_()
-	start, end := d.GetStart(), d.GetEnd()
-	if len(clearEnd) > 0 {
-		if bytes.Compare(clearStart, end) > 0 || bytes.Compare(start, clearEnd) > 0 {
-			return fmt.Errorf("the span to clear does not touch the range")
-		}
-		if bytes.Compare(clearStart, start) < 0 {
-			start = clearStart
-		}
-		if bytes.Compare(clearEnd, end) > 0 {
-			end = clearEnd
-		}
+	start, end, err := in.widen(clearStart, clearEnd)
+	if err != nil {
+		return err
 	}
 	own, err := in.ownRecords(self, h)
 	if err != nil {
@@ -76,6 +68,29 @@ func (in *IncomingSnapshot) install(
 		return in.ingest(own, start, end)
 	}
 	return in.commit(own, start, end)
+}
+
+// widen returns the smallest span with the snapshot's, the one to clear and those
+// of the subsumed replicas.
+func (in *IncomingSnapshot) widen(clearStart, clearEnd []byte) (start, end []byte, err error) {
+	d := in.h.GetDescriptor_()
+	start, end = d.GetStart(), d.GetEnd()
+	spans := []subsumed{{0, clearStart, clearEnd}}
+	for _, x := range append(spans, in.subsumed...) {
+		if len(x.end) == 0 {
+			continue
+		}
+		if bytes.Compare(x.start, d.GetEnd()) > 0 || bytes.Compare(d.GetStart(), x.end) > 0 {
+			return nil, nil, fmt.Errorf("the span to clear does not touch the range")
+		}
+		if bytes.Compare(x.start, start) < 0 {
+			start = x.start
+		}
+		if bytes.Compare(x.end, end) > 0 {
+			end = x.end
+		}
+	}
+	return start, end, nil
 }
 
 // hardState checks hs against what is stored: a snapshot must not take back a
@@ -102,7 +117,8 @@ func (in *IncomingSnapshot) hardState(hs *raftpb.HardState) (hardState, error) {
 // pair is an engine key and its value.
 type pair struct{ key, value []byte }
 
-// ownRecords are the records by range id, in engine order.
+// ownRecords are the records by range id, in engine order, with the tombstones of
+// the subsumed ranges.
 func (in *IncomingSnapshot) ownRecords(self ids.ReplicaID, h hardState) ([]pair, error) {
 	o := proto.MarshalOptions{Deterministic: true}
 	d, err := o.MarshalAppend(binary.AppendUvarint(nil, uint64(self)), in.h.GetDescriptor_())
@@ -114,12 +130,24 @@ func (in *IncomingSnapshot) ownRecords(self ids.ReplicaID, h hardState) ([]pair,
 		return nil, err
 	}
 	trunc := position{in.h.GetApplied().GetIndex(), in.h.GetApplied().GetTerm()}
-	return []pair{
+	own := []pair{
 		{rangeKey(in.r, rangeDescriptor), d},
 		{rangeKey(in.r, rangeApplied), a},
 		{rangeKey(in.r, rangeHardState), h.encode()},
 		{rangeKey(in.r, rangeTruncated), trunc.encode()},
-	}, nil
+	}
+	var below, above []pair
+	for _, x := range in.subsumed {
+		dead := pair{
+			rangeKey(x.r, rangeTombstone), binary.AppendUvarint(nil, uint64(goneForEver)),
+		}
+		if x.r < in.r {
+			below = append(below, dead)
+		} else {
+			above = append(above, dead)
+		}
+	}
+	return slices.Concat(below, own, above), nil
 }
 
 // commit installs a snapshot that is in memory: one synced batch.

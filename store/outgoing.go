@@ -30,15 +30,19 @@ type OutgoingSnapshot struct {
 }
 
 // NewSnapshot pins the replica's state as applied now. ErrNoReplica: there is
-// none.
+// none, or its range is gone for ever though its records are still there: its
+// data is another range's by then, which changes it.
 func (s *Store) NewSnapshot(r ids.RangeID) (*OutgoingSnapshot, error) {
-	it, err := s.iterator(ownSpan(r))
+	it, err := s.iterator(span{rangeKey(r, rangeTombstone), rangeKey(r, rangeOwnEnd)})
 	if err != nil {
 		return nil, err
 	}
 	rs, err := readReplica(it, r)
 	if err == nil && rs == nil {
 		err = ErrNoReplica
+	}
+	if err == nil {
+		err = notGone(it, r)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("snapshot of %v from store %q: %w", r, s.o.Dir,
@@ -49,6 +53,19 @@ func (s *Store) NewSnapshot(r ids.RangeID) (*OutgoingSnapshot, error) {
 		o.spans = append(o.spans, keySpan(space, rs.Descriptor.GetStart(), rs.Descriptor.GetEnd()))
 	}
 	return o, nil
+}
+
+// notGone looks for the highest tombstone in the view that is pinned.
+func notGone(it *pebble.Iterator, r ids.RangeID) error {
+	v, err := seekExact(it, rangeKey(r, rangeTombstone))
+	if err != nil || v == nil {
+		return err
+	}
+	next, err := decodeTombstone(v)
+	if err == nil && next == goneForEver {
+		err = ErrNoReplica
+	}
+	return err
 }
 
 // State returns descriptor and applied state of the view. It must not be changed.

@@ -108,6 +108,24 @@ const (
 	StaleRow Bug = "stale-row"
 )
 
+// The planted bugs of merges (ranges, Merges).
+const (
+	// the left half absorbs before every replica of the right half is sure to freeze
+	MergeUnsealed Bug = "merge-unsealed"
+	// the seal of a freeze does not make the commit index durable
+	SealForgetsCommit Bug = "seal-forgets-commit"
+	// a frozen range serves
+	FrozenServes Bug = "frozen-serves"
+	// a replica whose range was absorbed goes although its left neighbour needs it
+	GoneObeyed Bug = "gone-obeyed"
+	// a snapshot's installation and the end of what it subsumes are two steps
+	SubsumeApart Bug = "subsume-apart"
+	// a frozen range thaws unasked
+	ThawUnasked Bug = "thaw-unasked"
+	// a leader that absorbs takes its memory for that of the right half, too
+	MergeKeepsFloor Bug = "merge-keeps-floor"
+)
+
 // Bugs returns all planted bugs, in the order above.
 func Bugs() []Bug {
 	return []Bug{
@@ -121,5 +139,7 @@ func Bugs() []Bug {
 		LeaseEndsBelowCeiling, StampsIgnored, StampRefusedStepped, ClockUnsealed,
 		StopForgetsCeilings, ReadIndexLate, WriteBelowClock, CeilingFromHybrid,
 		ReleasePassesCeiling, ReadSkipsLatches, StaleRow,
+		MergeUnsealed, SealForgetsCommit, FrozenServes, GoneObeyed, SubsumeApart, ThawUnasked,
+		MergeKeepsFloor,
 	}
 }

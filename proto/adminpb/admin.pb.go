@@ -375,20 +375,25 @@ func (x *NodeSupport) GetClock() []string {
 }
 
 type NodeStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          *metapb.NodeDescriptor `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Live          bool                   `protobuf:"varint,2,opt,name=live,proto3" json:"live,omitempty"`
-	SilentSeconds float64                `protobuf:"fixed64,3,opt,name=silent_seconds,json=silentSeconds,proto3" json:"silent_seconds,omitempty"`
-	Replicas      uint32                 `protobuf:"varint,4,opt,name=replicas,proto3" json:"replicas,omitempty"`
-	Leaders       uint32                 `protobuf:"varint,5,opt,name=leaders,proto3" json:"leaders,omitempty"`
-	DiskBytes     uint64                 `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
-	DiskFreeBytes uint64                 `protobuf:"varint,7,opt,name=disk_free_bytes,json=diskFreeBytes,proto3" json:"disk_free_bytes,omitempty"`
-	ReadOnly      bool                   `protobuf:"varint,8,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
-	Version       string                 `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
-	UptimeSeconds float64                `protobuf:"fixed64,10,opt,name=uptime_seconds,json=uptimeSeconds,proto3" json:"uptime_seconds,omitempty"`
-	Support       *NodeSupport           `protobuf:"bytes,11,opt,name=support,proto3" json:"support,omitempty"` // only if asked for, and if the node has answered
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Node                *metapb.NodeDescriptor `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Live                bool                   `protobuf:"varint,2,opt,name=live,proto3" json:"live,omitempty"`
+	SilentSeconds       float64                `protobuf:"fixed64,3,opt,name=silent_seconds,json=silentSeconds,proto3" json:"silent_seconds,omitempty"`
+	Replicas            uint32                 `protobuf:"varint,4,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	Leaders             uint32                 `protobuf:"varint,5,opt,name=leaders,proto3" json:"leaders,omitempty"`
+	DiskBytes           uint64                 `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	DiskFreeBytes       uint64                 `protobuf:"varint,7,opt,name=disk_free_bytes,json=diskFreeBytes,proto3" json:"disk_free_bytes,omitempty"`
+	ReadOnly            bool                   `protobuf:"varint,8,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Version             string                 `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
+	UptimeSeconds       float64                `protobuf:"fixed64,10,opt,name=uptime_seconds,json=uptimeSeconds,proto3" json:"uptime_seconds,omitempty"`
+	Support             *NodeSupport           `protobuf:"bytes,11,opt,name=support,proto3" json:"support,omitempty"` // only if asked for, and if the node has answered
+	Standing            metapb.NodeStanding    `protobuf:"varint,12,opt,name=standing,proto3,enum=flotilla.meta.NodeStanding" json:"standing,omitempty"`
+	ReplicaBytes        uint64                 `protobuf:"varint,13,opt,name=replica_bytes,json=replicaBytes,proto3" json:"replica_bytes,omitempty"`                       // keys and values of its replicas
+	CpuMicrosPerSecond  uint64                 `protobuf:"varint,14,opt,name=cpu_micros_per_second,json=cpuMicrosPerSecond,proto3" json:"cpu_micros_per_second,omitempty"` // of the ranges that it leads
+	WriteBytesPerSecond uint64                 `protobuf:"varint,15,opt,name=write_bytes_per_second,json=writeBytesPerSecond,proto3" json:"write_bytes_per_second,omitempty"`
+	ReadBytesPerSecond  uint64                 `protobuf:"varint,16,opt,name=read_bytes_per_second,json=readBytesPerSecond,proto3" json:"read_bytes_per_second,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
@@ -498,6 +503,41 @@ func (x *NodeStatus) GetSupport() *NodeSupport {
 	return nil
 }
 
+func (x *NodeStatus) GetStanding() metapb.NodeStanding {
+	if x != nil {
+		return x.Standing
+	}
+	return metapb.NodeStanding(0)
+}
+
+func (x *NodeStatus) GetReplicaBytes() uint64 {
+	if x != nil {
+		return x.ReplicaBytes
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetCpuMicrosPerSecond() uint64 {
+	if x != nil {
+		return x.CpuMicrosPerSecond
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetWriteBytesPerSecond() uint64 {
+	if x != nil {
+		return x.WriteBytesPerSecond
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetReadBytesPerSecond() uint64 {
+	if x != nil {
+		return x.ReadBytesPerSecond
+	}
+	return 0
+}
+
 type StatusReply struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId         uint64                 `protobuf:"fixed64,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
@@ -511,7 +551,8 @@ type StatusReply struct {
 	Problems          []string               `protobuf:"bytes,9,rep,name=problems,proto3" json:"problems,omitempty"`    // in words; empty means healthy
 	Ready             bool                   `protobuf:"varint,10,opt,name=ready,proto3" json:"ready,omitempty"`        // this node serves
 	Operators         uint64                 `protobuf:"varint,11,opt,name=operators,proto3" json:"operators,omitempty"`
-	Collecting        bool                   `protobuf:"varint,12,opt,name=collecting,proto3" json:"collecting,omitempty"` // a new driver: not all nodes have told it what they lead
+	Collecting        bool                   `protobuf:"varint,12,opt,name=collecting,proto3" json:"collecting,omitempty"`            // a new driver: not all nodes have told it what they lead
+	PausedBy          string                 `protobuf:"bytes,13,opt,name=paused_by,json=pausedBy,proto3" json:"paused_by,omitempty"` // placement is paused, by whom and why; empty: it is not
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -630,6 +671,13 @@ func (x *StatusReply) GetCollecting() bool {
 	return false
 }
 
+func (x *StatusReply) GetPausedBy() string {
+	if x != nil {
+		return x.PausedBy
+	}
+	return ""
+}
+
 type LookupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Start         []byte                 `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`      // internal key
@@ -699,13 +747,16 @@ func (x *LookupRequest) GetLimit() uint32 {
 }
 
 type RangeInfo struct {
-	state         protoimpl.MessageState  `protogen:"open.v1"`
-	Descriptor_   *metapb.RangeDescriptor `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
-	LeaderNode    uint64                  `protobuf:"varint,2,opt,name=leader_node,json=leaderNode,proto3" json:"leader_node,omitempty"`
-	Term          uint64                  `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
-	Stats         *metapb.RangeStats      `protobuf:"bytes,4,opt,name=stats,proto3" json:"stats,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state              protoimpl.MessageState  `protogen:"open.v1"`
+	Descriptor_        *metapb.RangeDescriptor `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
+	LeaderNode         uint64                  `protobuf:"varint,2,opt,name=leader_node,json=leaderNode,proto3" json:"leader_node,omitempty"`
+	Term               uint64                  `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	Stats              *metapb.RangeStats      `protobuf:"bytes,4,opt,name=stats,proto3" json:"stats,omitempty"`
+	CpuMicrosPerSecond uint64                  `protobuf:"varint,5,opt,name=cpu_micros_per_second,json=cpuMicrosPerSecond,proto3" json:"cpu_micros_per_second,omitempty"`
+	WritesPerSecond    float64                 `protobuf:"fixed64,6,opt,name=writes_per_second,json=writesPerSecond,proto3" json:"writes_per_second,omitempty"`
+	ReadsPerSecond     float64                 `protobuf:"fixed64,7,opt,name=reads_per_second,json=readsPerSecond,proto3" json:"reads_per_second,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *RangeInfo) Reset() {
@@ -764,6 +815,27 @@ func (x *RangeInfo) GetStats() *metapb.RangeStats {
 		return x.Stats
 	}
 	return nil
+}
+
+func (x *RangeInfo) GetCpuMicrosPerSecond() uint64 {
+	if x != nil {
+		return x.CpuMicrosPerSecond
+	}
+	return 0
+}
+
+func (x *RangeInfo) GetWritesPerSecond() float64 {
+	if x != nil {
+		return x.WritesPerSecond
+	}
+	return 0
+}
+
+func (x *RangeInfo) GetReadsPerSecond() float64 {
+	if x != nil {
+		return x.ReadsPerSecond
+	}
+	return 0
 }
 
 type LookupReply struct {
@@ -1718,6 +1790,1307 @@ func (x *AllocateRangeIDsReply) GetRedirectNode() uint64 {
 	return 0
 }
 
+type SetStandingRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Standing      metapb.NodeStanding    `protobuf:"varint,2,opt,name=standing,proto3,enum=flotilla.meta.NodeStanding" json:"standing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetStandingRequest) Reset() {
+	*x = SetStandingRequest{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetStandingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetStandingRequest) ProtoMessage() {}
+
+func (x *SetStandingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetStandingRequest.ProtoReflect.Descriptor instead.
+func (*SetStandingRequest) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SetStandingRequest) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *SetStandingRequest) GetStanding() metapb.NodeStanding {
+	if x != nil {
+		return x.Standing
+	}
+	return metapb.NodeStanding(0)
+}
+
+type SetStandingReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *NodeProgress          `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetStandingReply) Reset() {
+	*x = SetStandingReply{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetStandingReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetStandingReply) ProtoMessage() {}
+
+func (x *SetStandingReply) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetStandingReply.ProtoReflect.Descriptor instead.
+func (*SetStandingReply) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SetStandingReply) GetNode() *NodeProgress {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+type NodesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodesRequest) Reset() {
+	*x = NodesRequest{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodesRequest) ProtoMessage() {}
+
+func (x *NodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodesRequest.ProtoReflect.Descriptor instead.
+func (*NodesRequest) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{25}
+}
+
+// NodeProgress is a node as placement sees it, and what it still has to give.
+type NodeProgress struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Status       *NodeStatus            `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	LeadersLeft  uint32                 `protobuf:"varint,2,opt,name=leaders_left,json=leadersLeft,proto3" json:"leaders_left,omitempty"`    // while draining or decommissioning
+	ReplicasLeft uint32                 `protobuf:"varint,3,opt,name=replicas_left,json=replicasLeft,proto3" json:"replicas_left,omitempty"` // while decommissioning
+	BytesLeft    uint64                 `protobuf:"varint,4,opt,name=bytes_left,json=bytesLeft,proto3" json:"bytes_left,omitempty"`
+	// The most that there was to give since it began, as this driver saw it.
+	LeadersMost   uint32   `protobuf:"varint,5,opt,name=leaders_most,json=leadersMost,proto3" json:"leaders_most,omitempty"`
+	ReplicasMost  uint32   `protobuf:"varint,6,opt,name=replicas_most,json=replicasMost,proto3" json:"replicas_most,omitempty"`
+	BytesMost     uint64   `protobuf:"varint,7,opt,name=bytes_most,json=bytesMost,proto3" json:"bytes_most,omitempty"`
+	SecondsLeft   float64  `protobuf:"fixed64,8,opt,name=seconds_left,json=secondsLeft,proto3" json:"seconds_left,omitempty"` // by the pace so far; 0: not known
+	Stuck         []string `protobuf:"bytes,9,rep,name=stuck,proto3" json:"stuck,omitempty"`                                  // why nothing moves, in words; empty: it does, or it is done
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeProgress) Reset() {
+	*x = NodeProgress{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeProgress) ProtoMessage() {}
+
+func (x *NodeProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeProgress.ProtoReflect.Descriptor instead.
+func (*NodeProgress) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *NodeProgress) GetStatus() *NodeStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *NodeProgress) GetLeadersLeft() uint32 {
+	if x != nil {
+		return x.LeadersLeft
+	}
+	return 0
+}
+
+func (x *NodeProgress) GetReplicasLeft() uint32 {
+	if x != nil {
+		return x.ReplicasLeft
+	}
+	return 0
+}
+
+func (x *NodeProgress) GetBytesLeft() uint64 {
+	if x != nil {
+		return x.BytesLeft
+	}
+	return 0
+}
+
+func (x *NodeProgress) GetLeadersMost() uint32 {
+	if x != nil {
+		return x.LeadersMost
+	}
+	return 0
+}
+
+func (x *NodeProgress) GetReplicasMost() uint32 {
+	if x != nil {
+		return x.ReplicasMost
+	}
+	return 0
+}
+
+func (x *NodeProgress) GetBytesMost() uint64 {
+	if x != nil {
+		return x.BytesMost
+	}
+	return 0
+}
+
+func (x *NodeProgress) GetSecondsLeft() float64 {
+	if x != nil {
+		return x.SecondsLeft
+	}
+	return 0
+}
+
+func (x *NodeProgress) GetStuck() []string {
+	if x != nil {
+		return x.Stuck
+	}
+	return nil
+}
+
+type NodesReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*NodeProgress        `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodesReply) Reset() {
+	*x = NodesReply{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodesReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodesReply) ProtoMessage() {}
+
+func (x *NodesReply) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodesReply.ProtoReflect.Descriptor instead.
+func (*NodesReply) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *NodesReply) GetNodes() []*NodeProgress {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type OperateRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	RangeId uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
+	// Types that are valid to be assigned to What:
+	//
+	//	*OperateRequest_Merge
+	//	*OperateRequest_Relocate
+	//	*OperateRequest_Scatter
+	//	*OperateRequest_Transfer
+	What          isOperateRequest_What `protobuf_oneof:"what"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperateRequest) Reset() {
+	*x = OperateRequest{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperateRequest) ProtoMessage() {}
+
+func (x *OperateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperateRequest.ProtoReflect.Descriptor instead.
+func (*OperateRequest) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *OperateRequest) GetRangeId() uint64 {
+	if x != nil {
+		return x.RangeId
+	}
+	return 0
+}
+
+func (x *OperateRequest) GetWhat() isOperateRequest_What {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *OperateRequest) GetMerge() *MergeWith {
+	if x != nil {
+		if x, ok := x.What.(*OperateRequest_Merge); ok {
+			return x.Merge
+		}
+	}
+	return nil
+}
+
+func (x *OperateRequest) GetRelocate() *Relocate {
+	if x != nil {
+		if x, ok := x.What.(*OperateRequest_Relocate); ok {
+			return x.Relocate
+		}
+	}
+	return nil
+}
+
+func (x *OperateRequest) GetScatter() *Scatter {
+	if x != nil {
+		if x, ok := x.What.(*OperateRequest_Scatter); ok {
+			return x.Scatter
+		}
+	}
+	return nil
+}
+
+func (x *OperateRequest) GetTransfer() *TransferTo {
+	if x != nil {
+		if x, ok := x.What.(*OperateRequest_Transfer); ok {
+			return x.Transfer
+		}
+	}
+	return nil
+}
+
+type isOperateRequest_What interface {
+	isOperateRequest_What()
+}
+
+type OperateRequest_Merge struct {
+	Merge *MergeWith `protobuf:"bytes,2,opt,name=merge,proto3,oneof"`
+}
+
+type OperateRequest_Relocate struct {
+	Relocate *Relocate `protobuf:"bytes,3,opt,name=relocate,proto3,oneof"`
+}
+
+type OperateRequest_Scatter struct {
+	Scatter *Scatter `protobuf:"bytes,4,opt,name=scatter,proto3,oneof"`
+}
+
+type OperateRequest_Transfer struct {
+	Transfer *TransferTo `protobuf:"bytes,5,opt,name=transfer,proto3,oneof"`
+}
+
+func (*OperateRequest_Merge) isOperateRequest_What() {}
+
+func (*OperateRequest_Relocate) isOperateRequest_What() {}
+
+func (*OperateRequest_Scatter) isOperateRequest_What() {}
+
+func (*OperateRequest_Transfer) isOperateRequest_What() {}
+
+// MergeWith merges range_id with its right neighbour.
+type MergeWith struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MergeWith) Reset() {
+	*x = MergeWith{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MergeWith) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MergeWith) ProtoMessage() {}
+
+func (x *MergeWith) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MergeWith.ProtoReflect.Descriptor instead.
+func (*MergeWith) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{29}
+}
+
+// Relocate moves the copies to exactly these nodes; the first one leads.
+type Relocate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []uint64               `protobuf:"varint,1,rep,packed,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Relocate) Reset() {
+	*x = Relocate{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Relocate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Relocate) ProtoMessage() {}
+
+func (x *Relocate) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Relocate.ProtoReflect.Descriptor instead.
+func (*Relocate) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Relocate) GetNodes() []uint64 {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// Scatter spreads the leaders and copies of the ranges of a span evenly; range_id
+// is 0.
+type Scatter struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         []byte                 `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
+	End           []byte                 `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Scatter) Reset() {
+	*x = Scatter{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Scatter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Scatter) ProtoMessage() {}
+
+func (x *Scatter) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Scatter.ProtoReflect.Descriptor instead.
+func (*Scatter) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Scatter) GetStart() []byte {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *Scatter) GetEnd() []byte {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+type TransferTo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferTo) Reset() {
+	*x = TransferTo{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferTo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferTo) ProtoMessage() {}
+
+func (x *TransferTo) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferTo.ProtoReflect.Descriptor instead.
+func (*TransferTo) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *TransferTo) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+type OperateReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operators     []*Operator            `protobuf:"bytes,1,rep,name=operators,proto3" json:"operators,omitempty"` // begun
+	Note          string                 `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`           // in words, when nothing had to be done
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperateReply) Reset() {
+	*x = OperateReply{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperateReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperateReply) ProtoMessage() {}
+
+func (x *OperateReply) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperateReply.ProtoReflect.Descriptor instead.
+func (*OperateReply) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *OperateReply) GetOperators() []*Operator {
+	if x != nil {
+		return x.Operators
+	}
+	return nil
+}
+
+func (x *OperateReply) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+// Operator is a plan for one range, running or done.
+type Operator struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	RangeId       uint64                 `protobuf:"varint,2,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"` // repair, drain, rule, balance-leaders, balance-bytes, hot, merge, request ...
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Steps         []string               `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`
+	At            uint32                 `protobuf:"varint,6,opt,name=at,proto3" json:"at,omitempty"` // step that runs; the number of steps: done
+	AgeSeconds    float64                `protobuf:"fixed64,7,opt,name=age_seconds,json=ageSeconds,proto3" json:"age_seconds,omitempty"`
+	TookSeconds   float64                `protobuf:"fixed64,8,opt,name=took_seconds,json=tookSeconds,proto3" json:"took_seconds,omitempty"` // once it ended
+	Outcome       string                 `protobuf:"bytes,9,opt,name=outcome,proto3" json:"outcome,omitempty"`                              // running, done, failed
+	Error         string                 `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`                                 // why it failed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Operator) Reset() {
+	*x = Operator{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operator) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operator) ProtoMessage() {}
+
+func (x *Operator) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operator.ProtoReflect.Descriptor instead.
+func (*Operator) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Operator) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Operator) GetRangeId() uint64 {
+	if x != nil {
+		return x.RangeId
+	}
+	return 0
+}
+
+func (x *Operator) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Operator) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Operator) GetSteps() []string {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *Operator) GetAt() uint32 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Operator) GetAgeSeconds() float64 {
+	if x != nil {
+		return x.AgeSeconds
+	}
+	return 0
+}
+
+func (x *Operator) GetTookSeconds() float64 {
+	if x != nil {
+		return x.TookSeconds
+	}
+	return 0
+}
+
+func (x *Operator) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *Operator) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type OperatorsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	History       bool                   `protobuf:"varint,1,opt,name=history,proto3" json:"history,omitempty"`                // those that ended, newest first, instead of those that run
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`                    // 0: 100
+	RangeId       uint64                 `protobuf:"varint,3,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"` // 0: of all ranges
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperatorsRequest) Reset() {
+	*x = OperatorsRequest{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperatorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperatorsRequest) ProtoMessage() {}
+
+func (x *OperatorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperatorsRequest.ProtoReflect.Descriptor instead.
+func (*OperatorsRequest) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *OperatorsRequest) GetHistory() bool {
+	if x != nil {
+		return x.History
+	}
+	return false
+}
+
+func (x *OperatorsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *OperatorsRequest) GetRangeId() uint64 {
+	if x != nil {
+		return x.RangeId
+	}
+	return 0
+}
+
+type OperatorsReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operators     []*Operator            `protobuf:"bytes,1,rep,name=operators,proto3" json:"operators,omitempty"`
+	Total         uint64                 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperatorsReply) Reset() {
+	*x = OperatorsReply{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperatorsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperatorsReply) ProtoMessage() {}
+
+func (x *OperatorsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperatorsReply.ProtoReflect.Descriptor instead.
+func (*OperatorsReply) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *OperatorsReply) GetOperators() []*Operator {
+	if x != nil {
+		return x.Operators
+	}
+	return nil
+}
+
+func (x *OperatorsReply) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+type ExplainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RangeId       uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
+	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRequest) Reset() {
+	*x = ExplainRequest{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRequest) ProtoMessage() {}
+
+func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
+func (*ExplainRequest) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ExplainRequest) GetRangeId() uint64 {
+	if x != nil {
+		return x.RangeId
+	}
+	return 0
+}
+
+func (x *ExplainRequest) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type ExplainReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Range         *RangeInfo             `protobuf:"bytes,1,opt,name=range,proto3" json:"range,omitempty"`
+	Lines         []string               `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"` // in words, each one fact or reason
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainReply) Reset() {
+	*x = ExplainReply{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainReply) ProtoMessage() {}
+
+func (x *ExplainReply) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainReply.ProtoReflect.Descriptor instead.
+func (*ExplainReply) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ExplainReply) GetRange() *RangeInfo {
+	if x != nil {
+		return x.Range
+	}
+	return nil
+}
+
+func (x *ExplainReply) GetLines() []string {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+type PauseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Paused        bool                   `protobuf:"varint,1,opt,name=paused,proto3" json:"paused,omitempty"`
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRequest) Reset() {
+	*x = PauseRequest{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRequest) ProtoMessage() {}
+
+func (x *PauseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
+func (*PauseRequest) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *PauseRequest) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *PauseRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+type PauseReply struct {
+	state         protoimpl.MessageState    `protogen:"open.v1"`
+	Settings      *metapb.PlacementSettings `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseReply) Reset() {
+	*x = PauseReply{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseReply) ProtoMessage() {}
+
+func (x *PauseReply) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseReply.ProtoReflect.Descriptor instead.
+func (*PauseReply) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *PauseReply) GetSettings() *metapb.PlacementSettings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+type GetRulesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRulesRequest) Reset() {
+	*x = GetRulesRequest{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRulesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRulesRequest) ProtoMessage() {}
+
+func (x *GetRulesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRulesRequest.ProtoReflect.Descriptor instead.
+func (*GetRulesRequest) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{41}
+}
+
+type GetRulesReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rules         *metapb.RuleSet        `protobuf:"bytes,1,opt,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRulesReply) Reset() {
+	*x = GetRulesReply{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRulesReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRulesReply) ProtoMessage() {}
+
+func (x *GetRulesReply) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRulesReply.ProtoReflect.Descriptor instead.
+func (*GetRulesReply) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *GetRulesReply) GetRules() *metapb.RuleSet {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+type SetRulesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rules         *metapb.RuleSet        `protobuf:"bytes,1,opt,name=rules,proto3" json:"rules,omitempty"` // version: of the set that it replaces
+	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRulesRequest) Reset() {
+	*x = SetRulesRequest{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRulesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRulesRequest) ProtoMessage() {}
+
+func (x *SetRulesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRulesRequest.ProtoReflect.Descriptor instead.
+func (*SetRulesRequest) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *SetRulesRequest) GetRules() *metapb.RuleSet {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *SetRulesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type SetRulesReply struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Rules          *metapb.RuleSet        `protobuf:"bytes,1,opt,name=rules,proto3" json:"rules,omitempty"`                                          // as stored, or as it would be
+	Faults         []string               `protobuf:"bytes,2,rep,name=faults,proto3" json:"faults,omitempty"`                                        // refused because of these; nothing changed
+	Warnings       []string               `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`                                    // cannot be satisfied now, but may be later
+	RangesAffected uint64                 `protobuf:"varint,4,opt,name=ranges_affected,json=rangesAffected,proto3" json:"ranges_affected,omitempty"` // whose placement breaks the new rules now
+	ReplicasToMove uint64                 `protobuf:"varint,5,opt,name=replicas_to_move,json=replicasToMove,proto3" json:"replicas_to_move,omitempty"`
+	BytesToMove    uint64                 `protobuf:"varint,6,opt,name=bytes_to_move,json=bytesToMove,proto3" json:"bytes_to_move,omitempty"`
+	LeadersToMove  uint64                 `protobuf:"varint,7,opt,name=leaders_to_move,json=leadersToMove,proto3" json:"leaders_to_move,omitempty"`
+	Examples       []string               `protobuf:"bytes,8,rep,name=examples,proto3" json:"examples,omitempty"` // a few of the moves, in words
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SetRulesReply) Reset() {
+	*x = SetRulesReply{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRulesReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRulesReply) ProtoMessage() {}
+
+func (x *SetRulesReply) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRulesReply.ProtoReflect.Descriptor instead.
+func (*SetRulesReply) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *SetRulesReply) GetRules() *metapb.RuleSet {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *SetRulesReply) GetFaults() []string {
+	if x != nil {
+		return x.Faults
+	}
+	return nil
+}
+
+func (x *SetRulesReply) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *SetRulesReply) GetRangesAffected() uint64 {
+	if x != nil {
+		return x.RangesAffected
+	}
+	return 0
+}
+
+func (x *SetRulesReply) GetReplicasToMove() uint64 {
+	if x != nil {
+		return x.ReplicasToMove
+	}
+	return 0
+}
+
+func (x *SetRulesReply) GetBytesToMove() uint64 {
+	if x != nil {
+		return x.BytesToMove
+	}
+	return 0
+}
+
+func (x *SetRulesReply) GetLeadersToMove() uint64 {
+	if x != nil {
+		return x.LeadersToMove
+	}
+	return 0
+}
+
+func (x *SetRulesReply) GetExamples() []string {
+	if x != nil {
+		return x.Examples
+	}
+	return nil
+}
+
 var File_proto_adminpb_admin_proto protoreflect.FileDescriptor
 
 const file_proto_adminpb_admin_proto_rawDesc = "" +
@@ -1762,7 +3135,7 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\bmay_vote\x18\t \x01(\bR\amayVote\x12!\n" +
 	"\fdisk_stalled\x18\n" +
 	" \x01(\bR\vdiskStalled\x12\x14\n" +
-	"\x05clock\x18\v \x03(\tR\x05clock\"\x8c\x03\n" +
+	"\x05clock\x18\v \x03(\tR\x05clock\"\x85\x05\n" +
 	"\n" +
 	"NodeStatus\x121\n" +
 	"\x04node\x18\x01 \x01(\v2\x1d.flotilla.meta.NodeDescriptorR\x04node\x12\x12\n" +
@@ -1777,7 +3150,12 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\aversion\x18\t \x01(\tR\aversion\x12%\n" +
 	"\x0euptime_seconds\x18\n" +
 	" \x01(\x01R\ruptimeSeconds\x125\n" +
-	"\asupport\x18\v \x01(\v2\x1b.flotilla.admin.NodeSupportR\asupport\"\x9f\x03\n" +
+	"\asupport\x18\v \x01(\v2\x1b.flotilla.admin.NodeSupportR\asupport\x127\n" +
+	"\bstanding\x18\f \x01(\x0e2\x1b.flotilla.meta.NodeStandingR\bstanding\x12#\n" +
+	"\rreplica_bytes\x18\r \x01(\x04R\freplicaBytes\x121\n" +
+	"\x15cpu_micros_per_second\x18\x0e \x01(\x04R\x12cpuMicrosPerSecond\x123\n" +
+	"\x16write_bytes_per_second\x18\x0f \x01(\x04R\x13writeBytesPerSecond\x121\n" +
+	"\x15read_bytes_per_second\x18\x10 \x01(\x04R\x12readBytesPerSecond\"\xbc\x03\n" +
 	"\vStatusReply\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x06R\tclusterId\x12\x1f\n" +
@@ -1797,12 +3175,13 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\toperators\x18\v \x01(\x04R\toperators\x12\x1e\n" +
 	"\n" +
 	"collecting\x18\f \x01(\bR\n" +
-	"collecting\"g\n" +
+	"collecting\x12\x1b\n" +
+	"\tpaused_by\x18\r \x01(\tR\bpausedBy\"g\n" +
 	"\rLookupRequest\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\fR\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\fR\x03end\x12\x18\n" +
 	"\areverse\x18\x03 \x01(\bR\areverse\x12\x14\n" +
-	"\x05limit\x18\x04 \x01(\rR\x05limit\"\xb1\x01\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\"\xba\x02\n" +
 	"\tRangeInfo\x12>\n" +
 	"\n" +
 	"descriptor\x18\x01 \x01(\v2\x1e.flotilla.meta.RangeDescriptorR\n" +
@@ -1810,7 +3189,10 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\vleader_node\x18\x02 \x01(\x04R\n" +
 	"leaderNode\x12\x12\n" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12/\n" +
-	"\x05stats\x18\x04 \x01(\v2\x19.flotilla.meta.RangeStatsR\x05stats\"u\n" +
+	"\x05stats\x18\x04 \x01(\v2\x19.flotilla.meta.RangeStatsR\x05stats\x121\n" +
+	"\x15cpu_micros_per_second\x18\x05 \x01(\x04R\x12cpuMicrosPerSecond\x12*\n" +
+	"\x11writes_per_second\x18\x06 \x01(\x01R\x0fwritesPerSecond\x12(\n" +
+	"\x10reads_per_second\x18\a \x01(\x01R\x0ereadsPerSecond\"u\n" +
 	"\vLookupReply\x121\n" +
 	"\x06ranges\x18\x01 \x03(\v2\x19.flotilla.admin.RangeInfoR\x06ranges\x123\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x1d.flotilla.meta.NodeDescriptorR\x05nodes\";\n" +
@@ -1885,7 +3267,94 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\x15AllocateRangeIDsReply\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\x12#\n" +
-	"\rredirect_node\x18\x03 \x01(\x04R\fredirectNode2\xe4\x03\n" +
+	"\rredirect_node\x18\x03 \x01(\x04R\fredirectNode\"f\n" +
+	"\x12SetStandingRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x127\n" +
+	"\bstanding\x18\x02 \x01(\x0e2\x1b.flotilla.meta.NodeStandingR\bstanding\"D\n" +
+	"\x10SetStandingReply\x120\n" +
+	"\x04node\x18\x01 \x01(\v2\x1c.flotilla.admin.NodeProgressR\x04node\"\x0e\n" +
+	"\fNodesRequest\"\xc9\x02\n" +
+	"\fNodeProgress\x122\n" +
+	"\x06status\x18\x01 \x01(\v2\x1a.flotilla.admin.NodeStatusR\x06status\x12!\n" +
+	"\fleaders_left\x18\x02 \x01(\rR\vleadersLeft\x12#\n" +
+	"\rreplicas_left\x18\x03 \x01(\rR\freplicasLeft\x12\x1d\n" +
+	"\n" +
+	"bytes_left\x18\x04 \x01(\x04R\tbytesLeft\x12!\n" +
+	"\fleaders_most\x18\x05 \x01(\rR\vleadersMost\x12#\n" +
+	"\rreplicas_most\x18\x06 \x01(\rR\freplicasMost\x12\x1d\n" +
+	"\n" +
+	"bytes_most\x18\a \x01(\x04R\tbytesMost\x12!\n" +
+	"\fseconds_left\x18\b \x01(\x01R\vsecondsLeft\x12\x14\n" +
+	"\x05stuck\x18\t \x03(\tR\x05stuck\"@\n" +
+	"\n" +
+	"NodesReply\x122\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x1c.flotilla.admin.NodeProgressR\x05nodes\"\x8d\x02\n" +
+	"\x0eOperateRequest\x12\x19\n" +
+	"\brange_id\x18\x01 \x01(\x04R\arangeId\x121\n" +
+	"\x05merge\x18\x02 \x01(\v2\x19.flotilla.admin.MergeWithH\x00R\x05merge\x126\n" +
+	"\brelocate\x18\x03 \x01(\v2\x18.flotilla.admin.RelocateH\x00R\brelocate\x123\n" +
+	"\ascatter\x18\x04 \x01(\v2\x17.flotilla.admin.ScatterH\x00R\ascatter\x128\n" +
+	"\btransfer\x18\x05 \x01(\v2\x1a.flotilla.admin.TransferToH\x00R\btransferB\x06\n" +
+	"\x04what\"\v\n" +
+	"\tMergeWith\" \n" +
+	"\bRelocate\x12\x14\n" +
+	"\x05nodes\x18\x01 \x03(\x04R\x05nodes\"1\n" +
+	"\aScatter\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\fR\x05start\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\fR\x03end\"%\n" +
+	"\n" +
+	"TransferTo\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\"Z\n" +
+	"\fOperateReply\x126\n" +
+	"\toperators\x18\x01 \x03(\v2\x18.flotilla.admin.OperatorR\toperators\x12\x12\n" +
+	"\x04note\x18\x02 \x01(\tR\x04note\"\xfb\x01\n" +
+	"\bOperator\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x19\n" +
+	"\brange_id\x18\x02 \x01(\x04R\arangeId\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05steps\x18\x05 \x03(\tR\x05steps\x12\x0e\n" +
+	"\x02at\x18\x06 \x01(\rR\x02at\x12\x1f\n" +
+	"\vage_seconds\x18\a \x01(\x01R\n" +
+	"ageSeconds\x12!\n" +
+	"\ftook_seconds\x18\b \x01(\x01R\vtookSeconds\x12\x18\n" +
+	"\aoutcome\x18\t \x01(\tR\aoutcome\x12\x14\n" +
+	"\x05error\x18\n" +
+	" \x01(\tR\x05error\"]\n" +
+	"\x10OperatorsRequest\x12\x18\n" +
+	"\ahistory\x18\x01 \x01(\bR\ahistory\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x19\n" +
+	"\brange_id\x18\x03 \x01(\x04R\arangeId\"^\n" +
+	"\x0eOperatorsReply\x126\n" +
+	"\toperators\x18\x01 \x03(\v2\x18.flotilla.admin.OperatorR\toperators\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\x04R\x05total\"=\n" +
+	"\x0eExplainRequest\x12\x19\n" +
+	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\"U\n" +
+	"\fExplainReply\x12/\n" +
+	"\x05range\x18\x01 \x01(\v2\x19.flotilla.admin.RangeInfoR\x05range\x12\x14\n" +
+	"\x05lines\x18\x02 \x03(\tR\x05lines\"6\n" +
+	"\fPauseRequest\x12\x16\n" +
+	"\x06paused\x18\x01 \x01(\bR\x06paused\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\"J\n" +
+	"\n" +
+	"PauseReply\x12<\n" +
+	"\bsettings\x18\x01 \x01(\v2 .flotilla.meta.PlacementSettingsR\bsettings\"\x11\n" +
+	"\x0fGetRulesRequest\"=\n" +
+	"\rGetRulesReply\x12,\n" +
+	"\x05rules\x18\x01 \x01(\v2\x16.flotilla.meta.RuleSetR\x05rules\"X\n" +
+	"\x0fSetRulesRequest\x12,\n" +
+	"\x05rules\x18\x01 \x01(\v2\x16.flotilla.meta.RuleSetR\x05rules\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\xac\x02\n" +
+	"\rSetRulesReply\x12,\n" +
+	"\x05rules\x18\x01 \x01(\v2\x16.flotilla.meta.RuleSetR\x05rules\x12\x16\n" +
+	"\x06faults\x18\x02 \x03(\tR\x06faults\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\x12'\n" +
+	"\x0franges_affected\x18\x04 \x01(\x04R\x0erangesAffected\x12(\n" +
+	"\x10replicas_to_move\x18\x05 \x01(\x04R\x0ereplicasToMove\x12\"\n" +
+	"\rbytes_to_move\x18\x06 \x01(\x04R\vbytesToMove\x12&\n" +
+	"\x0fleaders_to_move\x18\a \x01(\x04R\rleadersToMove\x12\x1a\n" +
+	"\bexamples\x18\b \x03(\tR\bexamples2\xb8\b\n" +
 	"\x05Admin\x12D\n" +
 	"\x06Status\x12\x1d.flotilla.admin.StatusRequest\x1a\x1b.flotilla.admin.StatusReply\x12D\n" +
 	"\x06Lookup\x12\x1d.flotilla.admin.LookupRequest\x1a\x1b.flotilla.admin.LookupReply\x12P\n" +
@@ -1894,7 +3363,15 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\tShowRange\x12 .flotilla.admin.ShowRangeRequest\x1a\x1e.flotilla.admin.ShowRangeReply\x12P\n" +
 	"\n" +
 	"SplitRange\x12!.flotilla.admin.SplitRangeRequest\x1a\x1f.flotilla.admin.SplitRangeReply\x12\\\n" +
-	"\x0eTransferLeader\x12%.flotilla.admin.TransferLeaderRequest\x1a#.flotilla.admin.TransferLeaderReply2\xb2\x02\n" +
+	"\x0eTransferLeader\x12%.flotilla.admin.TransferLeaderRequest\x1a#.flotilla.admin.TransferLeaderReply\x12S\n" +
+	"\vSetStanding\x12\".flotilla.admin.SetStandingRequest\x1a .flotilla.admin.SetStandingReply\x12A\n" +
+	"\x05Nodes\x12\x1c.flotilla.admin.NodesRequest\x1a\x1a.flotilla.admin.NodesReply\x12G\n" +
+	"\aOperate\x12\x1e.flotilla.admin.OperateRequest\x1a\x1c.flotilla.admin.OperateReply\x12M\n" +
+	"\tOperators\x12 .flotilla.admin.OperatorsRequest\x1a\x1e.flotilla.admin.OperatorsReply\x12G\n" +
+	"\aExplain\x12\x1e.flotilla.admin.ExplainRequest\x1a\x1c.flotilla.admin.ExplainReply\x12A\n" +
+	"\x05Pause\x12\x1c.flotilla.admin.PauseRequest\x1a\x1a.flotilla.admin.PauseReply\x12J\n" +
+	"\bGetRules\x12\x1f.flotilla.admin.GetRulesRequest\x1a\x1d.flotilla.admin.GetRulesReply\x12J\n" +
+	"\bSetRules\x12\x1f.flotilla.admin.SetRulesRequest\x1a\x1d.flotilla.admin.SetRulesReply2\xb2\x02\n" +
 	"\aControl\x12>\n" +
 	"\x04Join\x12\x1b.flotilla.admin.JoinRequest\x1a\x19.flotilla.admin.JoinReply\x12C\n" +
 	"\x06Report\x12\x19.flotilla.meta.NodeReport\x1a\x1e.flotilla.meta.NodeReportReply\x12b\n" +
@@ -1913,79 +3390,136 @@ func file_proto_adminpb_admin_proto_rawDescGZIP() []byte {
 	return file_proto_adminpb_admin_proto_rawDescData
 }
 
-var file_proto_adminpb_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_proto_adminpb_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_proto_adminpb_admin_proto_goTypes = []any{
-	(*StatusRequest)(nil),           // 0: flotilla.admin.StatusRequest
-	(*SupportPair)(nil),             // 1: flotilla.admin.SupportPair
-	(*NodeSupport)(nil),             // 2: flotilla.admin.NodeSupport
-	(*NodeStatus)(nil),              // 3: flotilla.admin.NodeStatus
-	(*StatusReply)(nil),             // 4: flotilla.admin.StatusReply
-	(*LookupRequest)(nil),           // 5: flotilla.admin.LookupRequest
-	(*RangeInfo)(nil),               // 6: flotilla.admin.RangeInfo
-	(*LookupReply)(nil),             // 7: flotilla.admin.LookupReply
-	(*ListRangesRequest)(nil),       // 8: flotilla.admin.ListRangesRequest
-	(*ListRangesReply)(nil),         // 9: flotilla.admin.ListRangesReply
-	(*ShowRangeRequest)(nil),        // 10: flotilla.admin.ShowRangeRequest
-	(*ReplicaInfo)(nil),             // 11: flotilla.admin.ReplicaInfo
-	(*ShowRangeReply)(nil),          // 12: flotilla.admin.ShowRangeReply
-	(*SplitRangeRequest)(nil),       // 13: flotilla.admin.SplitRangeRequest
-	(*SplitRangeReply)(nil),         // 14: flotilla.admin.SplitRangeReply
-	(*TransferLeaderRequest)(nil),   // 15: flotilla.admin.TransferLeaderRequest
-	(*TransferLeaderReply)(nil),     // 16: flotilla.admin.TransferLeaderReply
-	(*JoinRequest)(nil),             // 17: flotilla.admin.JoinRequest
-	(*JoinReply)(nil),               // 18: flotilla.admin.JoinReply
-	(*TimeRequest)(nil),             // 19: flotilla.admin.TimeRequest
-	(*TimeReply)(nil),               // 20: flotilla.admin.TimeReply
-	(*AllocateRangeIDsRequest)(nil), // 21: flotilla.admin.AllocateRangeIDsRequest
-	(*AllocateRangeIDsReply)(nil),   // 22: flotilla.admin.AllocateRangeIDsReply
-	(*metapb.NodeDescriptor)(nil),   // 23: flotilla.meta.NodeDescriptor
-	(*metapb.RangeDescriptor)(nil),  // 24: flotilla.meta.RangeDescriptor
-	(*metapb.RangeStats)(nil),       // 25: flotilla.meta.RangeStats
-	(*metapb.NodeReport)(nil),       // 26: flotilla.meta.NodeReport
-	(*metapb.NodeReportReply)(nil),  // 27: flotilla.meta.NodeReportReply
+	(*StatusRequest)(nil),            // 0: flotilla.admin.StatusRequest
+	(*SupportPair)(nil),              // 1: flotilla.admin.SupportPair
+	(*NodeSupport)(nil),              // 2: flotilla.admin.NodeSupport
+	(*NodeStatus)(nil),               // 3: flotilla.admin.NodeStatus
+	(*StatusReply)(nil),              // 4: flotilla.admin.StatusReply
+	(*LookupRequest)(nil),            // 5: flotilla.admin.LookupRequest
+	(*RangeInfo)(nil),                // 6: flotilla.admin.RangeInfo
+	(*LookupReply)(nil),              // 7: flotilla.admin.LookupReply
+	(*ListRangesRequest)(nil),        // 8: flotilla.admin.ListRangesRequest
+	(*ListRangesReply)(nil),          // 9: flotilla.admin.ListRangesReply
+	(*ShowRangeRequest)(nil),         // 10: flotilla.admin.ShowRangeRequest
+	(*ReplicaInfo)(nil),              // 11: flotilla.admin.ReplicaInfo
+	(*ShowRangeReply)(nil),           // 12: flotilla.admin.ShowRangeReply
+	(*SplitRangeRequest)(nil),        // 13: flotilla.admin.SplitRangeRequest
+	(*SplitRangeReply)(nil),          // 14: flotilla.admin.SplitRangeReply
+	(*TransferLeaderRequest)(nil),    // 15: flotilla.admin.TransferLeaderRequest
+	(*TransferLeaderReply)(nil),      // 16: flotilla.admin.TransferLeaderReply
+	(*JoinRequest)(nil),              // 17: flotilla.admin.JoinRequest
+	(*JoinReply)(nil),                // 18: flotilla.admin.JoinReply
+	(*TimeRequest)(nil),              // 19: flotilla.admin.TimeRequest
+	(*TimeReply)(nil),                // 20: flotilla.admin.TimeReply
+	(*AllocateRangeIDsRequest)(nil),  // 21: flotilla.admin.AllocateRangeIDsRequest
+	(*AllocateRangeIDsReply)(nil),    // 22: flotilla.admin.AllocateRangeIDsReply
+	(*SetStandingRequest)(nil),       // 23: flotilla.admin.SetStandingRequest
+	(*SetStandingReply)(nil),         // 24: flotilla.admin.SetStandingReply
+	(*NodesRequest)(nil),             // 25: flotilla.admin.NodesRequest
+	(*NodeProgress)(nil),             // 26: flotilla.admin.NodeProgress
+	(*NodesReply)(nil),               // 27: flotilla.admin.NodesReply
+	(*OperateRequest)(nil),           // 28: flotilla.admin.OperateRequest
+	(*MergeWith)(nil),                // 29: flotilla.admin.MergeWith
+	(*Relocate)(nil),                 // 30: flotilla.admin.Relocate
+	(*Scatter)(nil),                  // 31: flotilla.admin.Scatter
+	(*TransferTo)(nil),               // 32: flotilla.admin.TransferTo
+	(*OperateReply)(nil),             // 33: flotilla.admin.OperateReply
+	(*Operator)(nil),                 // 34: flotilla.admin.Operator
+	(*OperatorsRequest)(nil),         // 35: flotilla.admin.OperatorsRequest
+	(*OperatorsReply)(nil),           // 36: flotilla.admin.OperatorsReply
+	(*ExplainRequest)(nil),           // 37: flotilla.admin.ExplainRequest
+	(*ExplainReply)(nil),             // 38: flotilla.admin.ExplainReply
+	(*PauseRequest)(nil),             // 39: flotilla.admin.PauseRequest
+	(*PauseReply)(nil),               // 40: flotilla.admin.PauseReply
+	(*GetRulesRequest)(nil),          // 41: flotilla.admin.GetRulesRequest
+	(*GetRulesReply)(nil),            // 42: flotilla.admin.GetRulesReply
+	(*SetRulesRequest)(nil),          // 43: flotilla.admin.SetRulesRequest
+	(*SetRulesReply)(nil),            // 44: flotilla.admin.SetRulesReply
+	(*metapb.NodeDescriptor)(nil),    // 45: flotilla.meta.NodeDescriptor
+	(metapb.NodeStanding)(0),         // 46: flotilla.meta.NodeStanding
+	(*metapb.RangeDescriptor)(nil),   // 47: flotilla.meta.RangeDescriptor
+	(*metapb.RangeStats)(nil),        // 48: flotilla.meta.RangeStats
+	(*metapb.PlacementSettings)(nil), // 49: flotilla.meta.PlacementSettings
+	(*metapb.RuleSet)(nil),           // 50: flotilla.meta.RuleSet
+	(*metapb.NodeReport)(nil),        // 51: flotilla.meta.NodeReport
+	(*metapb.NodeReportReply)(nil),   // 52: flotilla.meta.NodeReportReply
 }
 var file_proto_adminpb_admin_proto_depIdxs = []int32{
 	1,  // 0: flotilla.admin.NodeSupport.pairs:type_name -> flotilla.admin.SupportPair
-	23, // 1: flotilla.admin.NodeStatus.node:type_name -> flotilla.meta.NodeDescriptor
+	45, // 1: flotilla.admin.NodeStatus.node:type_name -> flotilla.meta.NodeDescriptor
 	2,  // 2: flotilla.admin.NodeStatus.support:type_name -> flotilla.admin.NodeSupport
-	3,  // 3: flotilla.admin.StatusReply.nodes:type_name -> flotilla.admin.NodeStatus
-	24, // 4: flotilla.admin.RangeInfo.descriptor:type_name -> flotilla.meta.RangeDescriptor
-	25, // 5: flotilla.admin.RangeInfo.stats:type_name -> flotilla.meta.RangeStats
-	6,  // 6: flotilla.admin.LookupReply.ranges:type_name -> flotilla.admin.RangeInfo
-	23, // 7: flotilla.admin.LookupReply.nodes:type_name -> flotilla.meta.NodeDescriptor
-	6,  // 8: flotilla.admin.ListRangesReply.ranges:type_name -> flotilla.admin.RangeInfo
-	6,  // 9: flotilla.admin.ShowRangeReply.range:type_name -> flotilla.admin.RangeInfo
-	11, // 10: flotilla.admin.ShowRangeReply.replicas:type_name -> flotilla.admin.ReplicaInfo
-	24, // 11: flotilla.admin.SplitRangeReply.left:type_name -> flotilla.meta.RangeDescriptor
-	24, // 12: flotilla.admin.SplitRangeReply.right:type_name -> flotilla.meta.RangeDescriptor
-	23, // 13: flotilla.admin.JoinRequest.node:type_name -> flotilla.meta.NodeDescriptor
-	23, // 14: flotilla.admin.JoinReply.nodes:type_name -> flotilla.meta.NodeDescriptor
-	24, // 15: flotilla.admin.JoinReply.system_range:type_name -> flotilla.meta.RangeDescriptor
-	0,  // 16: flotilla.admin.Admin.Status:input_type -> flotilla.admin.StatusRequest
-	5,  // 17: flotilla.admin.Admin.Lookup:input_type -> flotilla.admin.LookupRequest
-	8,  // 18: flotilla.admin.Admin.ListRanges:input_type -> flotilla.admin.ListRangesRequest
-	10, // 19: flotilla.admin.Admin.ShowRange:input_type -> flotilla.admin.ShowRangeRequest
-	13, // 20: flotilla.admin.Admin.SplitRange:input_type -> flotilla.admin.SplitRangeRequest
-	15, // 21: flotilla.admin.Admin.TransferLeader:input_type -> flotilla.admin.TransferLeaderRequest
-	17, // 22: flotilla.admin.Control.Join:input_type -> flotilla.admin.JoinRequest
-	26, // 23: flotilla.admin.Control.Report:input_type -> flotilla.meta.NodeReport
-	21, // 24: flotilla.admin.Control.AllocateRangeIDs:input_type -> flotilla.admin.AllocateRangeIDsRequest
-	19, // 25: flotilla.admin.Control.Time:input_type -> flotilla.admin.TimeRequest
-	4,  // 26: flotilla.admin.Admin.Status:output_type -> flotilla.admin.StatusReply
-	7,  // 27: flotilla.admin.Admin.Lookup:output_type -> flotilla.admin.LookupReply
-	9,  // 28: flotilla.admin.Admin.ListRanges:output_type -> flotilla.admin.ListRangesReply
-	12, // 29: flotilla.admin.Admin.ShowRange:output_type -> flotilla.admin.ShowRangeReply
-	14, // 30: flotilla.admin.Admin.SplitRange:output_type -> flotilla.admin.SplitRangeReply
-	16, // 31: flotilla.admin.Admin.TransferLeader:output_type -> flotilla.admin.TransferLeaderReply
-	18, // 32: flotilla.admin.Control.Join:output_type -> flotilla.admin.JoinReply
-	27, // 33: flotilla.admin.Control.Report:output_type -> flotilla.meta.NodeReportReply
-	22, // 34: flotilla.admin.Control.AllocateRangeIDs:output_type -> flotilla.admin.AllocateRangeIDsReply
-	20, // 35: flotilla.admin.Control.Time:output_type -> flotilla.admin.TimeReply
-	26, // [26:36] is the sub-list for method output_type
-	16, // [16:26] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	46, // 3: flotilla.admin.NodeStatus.standing:type_name -> flotilla.meta.NodeStanding
+	3,  // 4: flotilla.admin.StatusReply.nodes:type_name -> flotilla.admin.NodeStatus
+	47, // 5: flotilla.admin.RangeInfo.descriptor:type_name -> flotilla.meta.RangeDescriptor
+	48, // 6: flotilla.admin.RangeInfo.stats:type_name -> flotilla.meta.RangeStats
+	6,  // 7: flotilla.admin.LookupReply.ranges:type_name -> flotilla.admin.RangeInfo
+	45, // 8: flotilla.admin.LookupReply.nodes:type_name -> flotilla.meta.NodeDescriptor
+	6,  // 9: flotilla.admin.ListRangesReply.ranges:type_name -> flotilla.admin.RangeInfo
+	6,  // 10: flotilla.admin.ShowRangeReply.range:type_name -> flotilla.admin.RangeInfo
+	11, // 11: flotilla.admin.ShowRangeReply.replicas:type_name -> flotilla.admin.ReplicaInfo
+	47, // 12: flotilla.admin.SplitRangeReply.left:type_name -> flotilla.meta.RangeDescriptor
+	47, // 13: flotilla.admin.SplitRangeReply.right:type_name -> flotilla.meta.RangeDescriptor
+	45, // 14: flotilla.admin.JoinRequest.node:type_name -> flotilla.meta.NodeDescriptor
+	45, // 15: flotilla.admin.JoinReply.nodes:type_name -> flotilla.meta.NodeDescriptor
+	47, // 16: flotilla.admin.JoinReply.system_range:type_name -> flotilla.meta.RangeDescriptor
+	46, // 17: flotilla.admin.SetStandingRequest.standing:type_name -> flotilla.meta.NodeStanding
+	26, // 18: flotilla.admin.SetStandingReply.node:type_name -> flotilla.admin.NodeProgress
+	3,  // 19: flotilla.admin.NodeProgress.status:type_name -> flotilla.admin.NodeStatus
+	26, // 20: flotilla.admin.NodesReply.nodes:type_name -> flotilla.admin.NodeProgress
+	29, // 21: flotilla.admin.OperateRequest.merge:type_name -> flotilla.admin.MergeWith
+	30, // 22: flotilla.admin.OperateRequest.relocate:type_name -> flotilla.admin.Relocate
+	31, // 23: flotilla.admin.OperateRequest.scatter:type_name -> flotilla.admin.Scatter
+	32, // 24: flotilla.admin.OperateRequest.transfer:type_name -> flotilla.admin.TransferTo
+	34, // 25: flotilla.admin.OperateReply.operators:type_name -> flotilla.admin.Operator
+	34, // 26: flotilla.admin.OperatorsReply.operators:type_name -> flotilla.admin.Operator
+	6,  // 27: flotilla.admin.ExplainReply.range:type_name -> flotilla.admin.RangeInfo
+	49, // 28: flotilla.admin.PauseReply.settings:type_name -> flotilla.meta.PlacementSettings
+	50, // 29: flotilla.admin.GetRulesReply.rules:type_name -> flotilla.meta.RuleSet
+	50, // 30: flotilla.admin.SetRulesRequest.rules:type_name -> flotilla.meta.RuleSet
+	50, // 31: flotilla.admin.SetRulesReply.rules:type_name -> flotilla.meta.RuleSet
+	0,  // 32: flotilla.admin.Admin.Status:input_type -> flotilla.admin.StatusRequest
+	5,  // 33: flotilla.admin.Admin.Lookup:input_type -> flotilla.admin.LookupRequest
+	8,  // 34: flotilla.admin.Admin.ListRanges:input_type -> flotilla.admin.ListRangesRequest
+	10, // 35: flotilla.admin.Admin.ShowRange:input_type -> flotilla.admin.ShowRangeRequest
+	13, // 36: flotilla.admin.Admin.SplitRange:input_type -> flotilla.admin.SplitRangeRequest
+	15, // 37: flotilla.admin.Admin.TransferLeader:input_type -> flotilla.admin.TransferLeaderRequest
+	23, // 38: flotilla.admin.Admin.SetStanding:input_type -> flotilla.admin.SetStandingRequest
+	25, // 39: flotilla.admin.Admin.Nodes:input_type -> flotilla.admin.NodesRequest
+	28, // 40: flotilla.admin.Admin.Operate:input_type -> flotilla.admin.OperateRequest
+	35, // 41: flotilla.admin.Admin.Operators:input_type -> flotilla.admin.OperatorsRequest
+	37, // 42: flotilla.admin.Admin.Explain:input_type -> flotilla.admin.ExplainRequest
+	39, // 43: flotilla.admin.Admin.Pause:input_type -> flotilla.admin.PauseRequest
+	41, // 44: flotilla.admin.Admin.GetRules:input_type -> flotilla.admin.GetRulesRequest
+	43, // 45: flotilla.admin.Admin.SetRules:input_type -> flotilla.admin.SetRulesRequest
+	17, // 46: flotilla.admin.Control.Join:input_type -> flotilla.admin.JoinRequest
+	51, // 47: flotilla.admin.Control.Report:input_type -> flotilla.meta.NodeReport
+	21, // 48: flotilla.admin.Control.AllocateRangeIDs:input_type -> flotilla.admin.AllocateRangeIDsRequest
+	19, // 49: flotilla.admin.Control.Time:input_type -> flotilla.admin.TimeRequest
+	4,  // 50: flotilla.admin.Admin.Status:output_type -> flotilla.admin.StatusReply
+	7,  // 51: flotilla.admin.Admin.Lookup:output_type -> flotilla.admin.LookupReply
+	9,  // 52: flotilla.admin.Admin.ListRanges:output_type -> flotilla.admin.ListRangesReply
+	12, // 53: flotilla.admin.Admin.ShowRange:output_type -> flotilla.admin.ShowRangeReply
+	14, // 54: flotilla.admin.Admin.SplitRange:output_type -> flotilla.admin.SplitRangeReply
+	16, // 55: flotilla.admin.Admin.TransferLeader:output_type -> flotilla.admin.TransferLeaderReply
+	24, // 56: flotilla.admin.Admin.SetStanding:output_type -> flotilla.admin.SetStandingReply
+	27, // 57: flotilla.admin.Admin.Nodes:output_type -> flotilla.admin.NodesReply
+	33, // 58: flotilla.admin.Admin.Operate:output_type -> flotilla.admin.OperateReply
+	36, // 59: flotilla.admin.Admin.Operators:output_type -> flotilla.admin.OperatorsReply
+	38, // 60: flotilla.admin.Admin.Explain:output_type -> flotilla.admin.ExplainReply
+	40, // 61: flotilla.admin.Admin.Pause:output_type -> flotilla.admin.PauseReply
+	42, // 62: flotilla.admin.Admin.GetRules:output_type -> flotilla.admin.GetRulesReply
+	44, // 63: flotilla.admin.Admin.SetRules:output_type -> flotilla.admin.SetRulesReply
+	18, // 64: flotilla.admin.Control.Join:output_type -> flotilla.admin.JoinReply
+	52, // 65: flotilla.admin.Control.Report:output_type -> flotilla.meta.NodeReportReply
+	22, // 66: flotilla.admin.Control.AllocateRangeIDs:output_type -> flotilla.admin.AllocateRangeIDsReply
+	20, // 67: flotilla.admin.Control.Time:output_type -> flotilla.admin.TimeReply
+	50, // [50:68] is the sub-list for method output_type
+	32, // [32:50] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_proto_adminpb_admin_proto_init() }
@@ -1993,13 +3527,19 @@ func file_proto_adminpb_admin_proto_init() {
 	if File_proto_adminpb_admin_proto != nil {
 		return
 	}
+	file_proto_adminpb_admin_proto_msgTypes[28].OneofWrappers = []any{
+		(*OperateRequest_Merge)(nil),
+		(*OperateRequest_Relocate)(nil),
+		(*OperateRequest_Scatter)(nil),
+		(*OperateRequest_Transfer)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_adminpb_admin_proto_rawDesc), len(file_proto_adminpb_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -83,6 +83,59 @@ func (ReplicaRole) EnumDescriptor() ([]byte, []int) {
 	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{0}
 }
 
+// MergePhase says how far a merge has come, in the descriptor of one half.
+type MergePhase int32
+
+const (
+	MergePhase_MERGE_PHASE_UNSPECIFIED MergePhase = 0
+	MergePhase_MERGE_PHASE_INTENDED    MergePhase = 1 // left half: means to absorb its right neighbour
+	MergePhase_MERGE_PHASE_ABORTED     MergePhase = 2 // left half: will not; the right half must be thawed
+	MergePhase_MERGE_PHASE_FROZEN      MergePhase = 3 // right half: serves nothing until absorbed or thawed
+)
+
+// Enum value maps for MergePhase.
+var (
+	MergePhase_name = map[int32]string{
+		0: "MERGE_PHASE_UNSPECIFIED",
+		1: "MERGE_PHASE_INTENDED",
+		2: "MERGE_PHASE_ABORTED",
+		3: "MERGE_PHASE_FROZEN",
+	}
+	MergePhase_value = map[string]int32{
+		"MERGE_PHASE_UNSPECIFIED": 0,
+		"MERGE_PHASE_INTENDED":    1,
+		"MERGE_PHASE_ABORTED":     2,
+		"MERGE_PHASE_FROZEN":      3,
+	}
+)
+
+func (x MergePhase) Enum() *MergePhase {
+	p := new(MergePhase)
+	*p = x
+	return p
+}
+
+func (x MergePhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MergePhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_proto_metapb_meta_proto_enumTypes[1].Descriptor()
+}
+
+func (MergePhase) Type() protoreflect.EnumType {
+	return &file_proto_metapb_meta_proto_enumTypes[1]
+}
+
+func (x MergePhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MergePhase.Descriptor instead.
+func (MergePhase) EnumDescriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{1}
+}
+
 // OrderKind is what a range leader is asked to do.
 type OrderKind int32
 
@@ -94,6 +147,7 @@ const (
 	OrderKind_ORDER_KIND_REMOVE_LEARNER  OrderKind = 4
 	OrderKind_ORDER_KIND_TRANSFER_LEADER OrderKind = 5
 	OrderKind_ORDER_KIND_SPLIT           OrderKind = 6
+	OrderKind_ORDER_KIND_MERGE           OrderKind = 7 // absorb the right neighbour, other_range_id
 )
 
 // Enum value maps for OrderKind.
@@ -106,6 +160,7 @@ var (
 		4: "ORDER_KIND_REMOVE_LEARNER",
 		5: "ORDER_KIND_TRANSFER_LEADER",
 		6: "ORDER_KIND_SPLIT",
+		7: "ORDER_KIND_MERGE",
 	}
 	OrderKind_value = map[string]int32{
 		"ORDER_KIND_UNSPECIFIED":     0,
@@ -115,6 +170,7 @@ var (
 		"ORDER_KIND_REMOVE_LEARNER":  4,
 		"ORDER_KIND_TRANSFER_LEADER": 5,
 		"ORDER_KIND_SPLIT":           6,
+		"ORDER_KIND_MERGE":           7,
 	}
 )
 
@@ -129,11 +185,11 @@ func (x OrderKind) String() string {
 }
 
 func (OrderKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_proto_metapb_meta_proto_enumTypes[1].Descriptor()
+	return file_proto_metapb_meta_proto_enumTypes[2].Descriptor()
 }
 
 func (OrderKind) Type() protoreflect.EnumType {
-	return &file_proto_metapb_meta_proto_enumTypes[1]
+	return &file_proto_metapb_meta_proto_enumTypes[2]
 }
 
 func (x OrderKind) Number() protoreflect.EnumNumber {
@@ -142,7 +198,61 @@ func (x OrderKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OrderKind.Descriptor instead.
 func (OrderKind) EnumDescriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{1}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{2}
+}
+
+// NodeStanding is what operators of the cluster want of a node. It is stored in
+// range 1, apart from what the node says of itself.
+type NodeStanding int32
+
+const (
+	NodeStanding_NODE_STANDING_ACTIVE          NodeStanding = 0
+	NodeStanding_NODE_STANDING_DRAINING        NodeStanding = 1 // leads nothing and gets nothing new
+	NodeStanding_NODE_STANDING_DECOMMISSIONING NodeStanding = 2 // and its replicas move away
+	NodeStanding_NODE_STANDING_DECOMMISSIONED  NodeStanding = 3 // holds nothing; never comes back
+)
+
+// Enum value maps for NodeStanding.
+var (
+	NodeStanding_name = map[int32]string{
+		0: "NODE_STANDING_ACTIVE",
+		1: "NODE_STANDING_DRAINING",
+		2: "NODE_STANDING_DECOMMISSIONING",
+		3: "NODE_STANDING_DECOMMISSIONED",
+	}
+	NodeStanding_value = map[string]int32{
+		"NODE_STANDING_ACTIVE":          0,
+		"NODE_STANDING_DRAINING":        1,
+		"NODE_STANDING_DECOMMISSIONING": 2,
+		"NODE_STANDING_DECOMMISSIONED":  3,
+	}
+)
+
+func (x NodeStanding) Enum() *NodeStanding {
+	p := new(NodeStanding)
+	*p = x
+	return p
+}
+
+func (x NodeStanding) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NodeStanding) Descriptor() protoreflect.EnumDescriptor {
+	return file_proto_metapb_meta_proto_enumTypes[3].Descriptor()
+}
+
+func (NodeStanding) Type() protoreflect.EnumType {
+	return &file_proto_metapb_meta_proto_enumTypes[3]
+}
+
+func (x NodeStanding) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NodeStanding.Descriptor instead.
+func (NodeStanding) EnumDescriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{3}
 }
 
 // Replica is one copy of a range.
@@ -216,6 +326,7 @@ type RangeDescriptor struct {
 	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
 	Replicas      []*Replica             `protobuf:"bytes,5,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	NextReplicaId uint64                 `protobuf:"varint,6,opt,name=next_replica_id,json=nextReplicaId,proto3" json:"next_replica_id,omitempty"`
+	Merge         *MergeMark             `protobuf:"bytes,7,opt,name=merge,proto3" json:"merge,omitempty"` // absent: no merge is under way
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -292,6 +403,85 @@ func (x *RangeDescriptor) GetNextReplicaId() uint64 {
 	return 0
 }
 
+func (x *RangeDescriptor) GetMerge() *MergeMark {
+	if x != nil {
+		return x.Merge
+	}
+	return nil
+}
+
+// MergeMark stands in the descriptors of two ranges that are being merged. The
+// left half's log decides; the right half's follows.
+type MergeMark struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Phase      MergePhase             `protobuf:"varint,1,opt,name=phase,proto3,enum=flotilla.meta.MergePhase" json:"phase,omitempty"`
+	RangeId    uint64                 `protobuf:"varint,2,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"` // the other half
+	Generation uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`          // of the left half's descriptor with the intent
+	// Of the right half's descriptor that the intent was made for; in the left
+	// half's mark only.
+	OtherGeneration uint64 `protobuf:"varint,4,opt,name=other_generation,json=otherGeneration,proto3" json:"other_generation,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *MergeMark) Reset() {
+	*x = MergeMark{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MergeMark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MergeMark) ProtoMessage() {}
+
+func (x *MergeMark) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MergeMark.ProtoReflect.Descriptor instead.
+func (*MergeMark) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *MergeMark) GetPhase() MergePhase {
+	if x != nil {
+		return x.Phase
+	}
+	return MergePhase_MERGE_PHASE_UNSPECIFIED
+}
+
+func (x *MergeMark) GetRangeId() uint64 {
+	if x != nil {
+		return x.RangeId
+	}
+	return 0
+}
+
+func (x *MergeMark) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *MergeMark) GetOtherGeneration() uint64 {
+	if x != nil {
+		return x.OtherGeneration
+	}
+	return 0
+}
+
 // RangeStats is kept incrementally, in the batch of each write. Deltas may be
 // negative; totals are never.
 type RangeStats struct {
@@ -310,7 +500,7 @@ type RangeStats struct {
 
 func (x *RangeStats) Reset() {
 	*x = RangeStats{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[2]
+	mi := &file_proto_metapb_meta_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -322,7 +512,7 @@ func (x *RangeStats) String() string {
 func (*RangeStats) ProtoMessage() {}
 
 func (x *RangeStats) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[2]
+	mi := &file_proto_metapb_meta_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -335,7 +525,7 @@ func (x *RangeStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeStats.ProtoReflect.Descriptor instead.
 func (*RangeStats) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{2}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RangeStats) GetKeys() int64 {
@@ -410,7 +600,7 @@ type AppliedState struct {
 
 func (x *AppliedState) Reset() {
 	*x = AppliedState{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[3]
+	mi := &file_proto_metapb_meta_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -422,7 +612,7 @@ func (x *AppliedState) String() string {
 func (*AppliedState) ProtoMessage() {}
 
 func (x *AppliedState) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[3]
+	mi := &file_proto_metapb_meta_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -435,7 +625,7 @@ func (x *AppliedState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedState.ProtoReflect.Descriptor instead.
 func (*AppliedState) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{3}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AppliedState) GetIndex() uint64 {
@@ -501,7 +691,7 @@ type ConfState struct {
 
 func (x *ConfState) Reset() {
 	*x = ConfState{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[4]
+	mi := &file_proto_metapb_meta_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +703,7 @@ func (x *ConfState) String() string {
 func (*ConfState) ProtoMessage() {}
 
 func (x *ConfState) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[4]
+	mi := &file_proto_metapb_meta_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +716,7 @@ func (x *ConfState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfState.ProtoReflect.Descriptor instead.
 func (*ConfState) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{4}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ConfState) GetVoters() []uint64 {
@@ -579,7 +769,7 @@ type NodeDescriptor struct {
 
 func (x *NodeDescriptor) Reset() {
 	*x = NodeDescriptor{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[5]
+	mi := &file_proto_metapb_meta_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +781,7 @@ func (x *NodeDescriptor) String() string {
 func (*NodeDescriptor) ProtoMessage() {}
 
 func (x *NodeDescriptor) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[5]
+	mi := &file_proto_metapb_meta_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +794,7 @@ func (x *NodeDescriptor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeDescriptor.ProtoReflect.Descriptor instead.
 func (*NodeDescriptor) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{5}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NodeDescriptor) GetNodeId() uint64 {
@@ -662,13 +852,21 @@ type RangeFact struct {
 	Silent          []uint64 `protobuf:"varint,6,rep,packed,name=silent,proto3" json:"silent,omitempty"`
 	WritesPerSecond float64  `protobuf:"fixed64,7,opt,name=writes_per_second,json=writesPerSecond,proto3" json:"writes_per_second,omitempty"`
 	ReadsPerSecond  float64  `protobuf:"fixed64,8,opt,name=reads_per_second,json=readsPerSecond,proto3" json:"reads_per_second,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Load at the leader, decayed over some ten seconds: processor time spent on
+	// the range, in microseconds per second, and bytes written and read.
+	CpuMicrosPerSecond  uint64 `protobuf:"varint,9,opt,name=cpu_micros_per_second,json=cpuMicrosPerSecond,proto3" json:"cpu_micros_per_second,omitempty"`
+	WriteBytesPerSecond uint64 `protobuf:"varint,10,opt,name=write_bytes_per_second,json=writeBytesPerSecond,proto3" json:"write_bytes_per_second,omitempty"`
+	ReadBytesPerSecond  uint64 `protobuf:"varint,11,opt,name=read_bytes_per_second,json=readBytesPerSecond,proto3" json:"read_bytes_per_second,omitempty"`
+	// Why a range that is hot was not split by load, in words; empty: not hot, or
+	// it will be.
+	HotBecause    string `protobuf:"bytes,12,opt,name=hot_because,json=hotBecause,proto3" json:"hot_because,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RangeFact) Reset() {
 	*x = RangeFact{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[6]
+	mi := &file_proto_metapb_meta_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -680,7 +878,7 @@ func (x *RangeFact) String() string {
 func (*RangeFact) ProtoMessage() {}
 
 func (x *RangeFact) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[6]
+	mi := &file_proto_metapb_meta_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -693,7 +891,7 @@ func (x *RangeFact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeFact.ProtoReflect.Descriptor instead.
 func (*RangeFact) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{6}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RangeFact) GetDescriptor_() *RangeDescriptor {
@@ -752,6 +950,34 @@ func (x *RangeFact) GetReadsPerSecond() float64 {
 	return 0
 }
 
+func (x *RangeFact) GetCpuMicrosPerSecond() uint64 {
+	if x != nil {
+		return x.CpuMicrosPerSecond
+	}
+	return 0
+}
+
+func (x *RangeFact) GetWriteBytesPerSecond() uint64 {
+	if x != nil {
+		return x.WriteBytesPerSecond
+	}
+	return 0
+}
+
+func (x *RangeFact) GetReadBytesPerSecond() uint64 {
+	if x != nil {
+		return x.ReadBytesPerSecond
+	}
+	return 0
+}
+
+func (x *RangeFact) GetHotBecause() string {
+	if x != nil {
+		return x.HotBecause
+	}
+	return ""
+}
+
 // NodeReport goes from a node to the driver: facts by change, or all of them.
 type NodeReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -769,15 +995,17 @@ type NodeReport struct {
 	// A full report comes in parts, since a node may lead very many ranges: part
 	// counts them from 0, and more says that this is not the last one. It is told
 	// when all parts were heard by one driver, in order.
-	Part          uint32 `protobuf:"varint,12,opt,name=part,proto3" json:"part,omitempty"`
-	More          bool   `protobuf:"varint,13,opt,name=more,proto3" json:"more,omitempty"`
+	Part          uint32  `protobuf:"varint,12,opt,name=part,proto3" json:"part,omitempty"`
+	More          bool    `protobuf:"varint,13,opt,name=more,proto3" json:"more,omitempty"`
+	UsedBytes     uint64  `protobuf:"varint,14,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"` // of the store, on disk
+	CpuLoad       float64 `protobuf:"fixed64,15,opt,name=cpu_load,json=cpuLoad,proto3" json:"cpu_load,omitempty"`      // cores used by the process, decayed over some ten seconds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[7]
+	mi := &file_proto_metapb_meta_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +1017,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[7]
+	mi := &file_proto_metapb_meta_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +1030,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{7}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NodeReport) GetNode() *NodeDescriptor {
@@ -896,6 +1124,20 @@ func (x *NodeReport) GetMore() bool {
 	return false
 }
 
+func (x *NodeReport) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *NodeReport) GetCpuLoad() float64 {
+	if x != nil {
+		return x.CpuLoad
+	}
+	return 0
+}
+
 // NodeReportReply brings orders and the registry back to the node.
 type NodeReportReply struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -905,13 +1147,15 @@ type NodeReportReply struct {
 	RegistryVersion uint64                 `protobuf:"varint,4,opt,name=registry_version,json=registryVersion,proto3" json:"registry_version,omitempty"`
 	SystemRange     *RangeDescriptor       `protobuf:"bytes,5,opt,name=system_range,json=systemRange,proto3" json:"system_range,omitempty"`     // newest that the driver's node knows
 	RedirectNode    uint64                 `protobuf:"varint,6,opt,name=redirect_node,json=redirectNode,proto3" json:"redirect_node,omitempty"` // non-zero: the driver is there, ask it
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// What the cluster wants of the node; absent: the driver has not read it yet.
+	Standing      *NodeStanding `protobuf:"varint,7,opt,name=standing,proto3,enum=flotilla.meta.NodeStanding,oneof" json:"standing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeReportReply) Reset() {
 	*x = NodeReportReply{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[8]
+	mi := &file_proto_metapb_meta_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1167,7 @@ func (x *NodeReportReply) String() string {
 func (*NodeReportReply) ProtoMessage() {}
 
 func (x *NodeReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[8]
+	mi := &file_proto_metapb_meta_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -936,7 +1180,7 @@ func (x *NodeReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReportReply.ProtoReflect.Descriptor instead.
 func (*NodeReportReply) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{8}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NodeReportReply) GetWantFull() bool {
@@ -981,23 +1225,34 @@ func (x *NodeReportReply) GetRedirectNode() uint64 {
 	return 0
 }
 
+func (x *NodeReportReply) GetStanding() NodeStanding {
+	if x != nil && x.Standing != nil {
+		return *x.Standing
+	}
+	return NodeStanding_NODE_STANDING_ACTIVE
+}
+
 // Order is one step for one range; a stale generation is refused.
 type Order struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RangeId       uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
-	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
-	Kind          OrderKind              `protobuf:"varint,3,opt,name=kind,proto3,enum=flotilla.meta.OrderKind" json:"kind,omitempty"`
-	NodeId        uint64                 `protobuf:"varint,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`          // target
-	ReplicaId     uint64                 `protobuf:"varint,5,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"` // for promote, demote, remove and transfer
-	SplitKey      []byte                 `protobuf:"bytes,6,opt,name=split_key,json=splitKey,proto3" json:"split_key,omitempty"`
-	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"` // in words, for people
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	RangeId         uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
+	Generation      uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Kind            OrderKind              `protobuf:"varint,3,opt,name=kind,proto3,enum=flotilla.meta.OrderKind" json:"kind,omitempty"`
+	NodeId          uint64                 `protobuf:"varint,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`          // target
+	ReplicaId       uint64                 `protobuf:"varint,5,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"` // for promote, demote, remove and transfer
+	SplitKey        []byte                 `protobuf:"bytes,6,opt,name=split_key,json=splitKey,proto3" json:"split_key,omitempty"`
+	Reason          string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`                                           // in words, for people
+	OtherRangeId    uint64                 `protobuf:"varint,8,opt,name=other_range_id,json=otherRangeId,proto3" json:"other_range_id,omitempty"`        // for a merge: the right neighbour
+	OtherGeneration uint64                 `protobuf:"varint,9,opt,name=other_generation,json=otherGeneration,proto3" json:"other_generation,omitempty"` // and its generation
+	// With a promotion: this voter becomes a learner in the same joint change.
+	DemoteReplicaId uint64 `protobuf:"varint,10,opt,name=demote_replica_id,json=demoteReplicaId,proto3" json:"demote_replica_id,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[9]
+	mi := &file_proto_metapb_meta_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1264,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[9]
+	mi := &file_proto_metapb_meta_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1277,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{9}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Order) GetRangeId() uint64 {
@@ -1074,6 +1329,227 @@ func (x *Order) GetReason() string {
 	return ""
 }
 
+func (x *Order) GetOtherRangeId() uint64 {
+	if x != nil {
+		return x.OtherRangeId
+	}
+	return 0
+}
+
+func (x *Order) GetOtherGeneration() uint64 {
+	if x != nil {
+		return x.OtherGeneration
+	}
+	return 0
+}
+
+func (x *Order) GetDemoteReplicaId() uint64 {
+	if x != nil {
+		return x.DemoteReplicaId
+	}
+	return 0
+}
+
+// Rule says how the ranges of a span are to be placed.
+type Rule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`          // unique
+	Prefix        []byte                 `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`      // of users' keys; empty: all keys
+	Replicas      uint32                 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"` // voters: 1, 3, 5 or 7
+	Require       []string               `protobuf:"bytes,4,rep,name=require,proto3" json:"require,omitempty"`    // locality labels, key=value, that every copy's node must have
+	Forbid        []string               `protobuf:"bytes,5,rep,name=forbid,proto3" json:"forbid,omitempty"`      // labels that no copy's node may have
+	Spread        string                 `protobuf:"bytes,6,opt,name=spread,proto3" json:"spread,omitempty"`      // label key, such as zone: copies stand apart by its value
+	Leaders       []string               `protobuf:"bytes,7,rep,name=leaders,proto3" json:"leaders,omitempty"`    // labels, the best first, where leaders should be
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rule) Reset() {
+	*x = Rule{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rule) ProtoMessage() {}
+
+func (x *Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rule.ProtoReflect.Descriptor instead.
+func (*Rule) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Rule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Rule) GetPrefix() []byte {
+	if x != nil {
+		return x.Prefix
+	}
+	return nil
+}
+
+func (x *Rule) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *Rule) GetRequire() []string {
+	if x != nil {
+		return x.Require
+	}
+	return nil
+}
+
+func (x *Rule) GetForbid() []string {
+	if x != nil {
+		return x.Forbid
+	}
+	return nil
+}
+
+func (x *Rule) GetSpread() string {
+	if x != nil {
+		return x.Spread
+	}
+	return ""
+}
+
+func (x *Rule) GetLeaders() []string {
+	if x != nil {
+		return x.Leaders
+	}
+	return nil
+}
+
+// RuleSet is all rules. The longest prefix that a key has decides; the rule
+// with the empty prefix is always there.
+type RuleSet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // rises with every change; what a change was made for
+	Rules         []*Rule                `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RuleSet) Reset() {
+	*x = RuleSet{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RuleSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RuleSet) ProtoMessage() {}
+
+func (x *RuleSet) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RuleSet.ProtoReflect.Descriptor instead.
+func (*RuleSet) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RuleSet) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *RuleSet) GetRules() []*Rule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// PlacementSettings are the switches of placement, stored in range 1.
+type PlacementSettings struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Paused        bool                   `protobuf:"varint,1,opt,name=paused,proto3" json:"paused,omitempty"`                    // repairs and moves are not begun; splits go on
+	PausedBy      string                 `protobuf:"bytes,2,opt,name=paused_by,json=pausedBy,proto3" json:"paused_by,omitempty"` // in words, for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlacementSettings) Reset() {
+	*x = PlacementSettings{}
+	mi := &file_proto_metapb_meta_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlacementSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlacementSettings) ProtoMessage() {}
+
+func (x *PlacementSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_metapb_meta_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlacementSettings.ProtoReflect.Descriptor instead.
+func (*PlacementSettings) Descriptor() ([]byte, []int) {
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PlacementSettings) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *PlacementSettings) GetPausedBy() string {
+	if x != nil {
+		return x.PausedBy
+	}
+	return ""
+}
+
 // Hello opens every stream, clients' too.
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1092,7 +1568,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[10]
+	mi := &file_proto_metapb_meta_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1580,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[10]
+	mi := &file_proto_metapb_meta_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1593,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{10}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Hello) GetProtocolMin() uint32 {
@@ -1201,7 +1677,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_proto_metapb_meta_proto_msgTypes[11]
+	mi := &file_proto_metapb_meta_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1689,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_metapb_meta_proto_msgTypes[11]
+	mi := &file_proto_metapb_meta_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1702,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{11}
+	return file_proto_metapb_meta_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SnapshotHeader) GetRangeId() uint64 {
@@ -1301,7 +1777,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x02 \x01(\x04R\treplicaId\x12.\n" +
-	"\x04role\x18\x03 \x01(\x0e2\x1a.flotilla.meta.ReplicaRoleR\x04role\"\xd0\x01\n" +
+	"\x04role\x18\x03 \x01(\x0e2\x1a.flotilla.meta.ReplicaRoleR\x04role\"\x80\x02\n" +
 	"\x0fRangeDescriptor\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\fR\x05start\x12\x10\n" +
@@ -1310,7 +1786,15 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\x122\n" +
 	"\breplicas\x18\x05 \x03(\v2\x16.flotilla.meta.ReplicaR\breplicas\x12&\n" +
-	"\x0fnext_replica_id\x18\x06 \x01(\x04R\rnextReplicaId\"\xf8\x01\n" +
+	"\x0fnext_replica_id\x18\x06 \x01(\x04R\rnextReplicaId\x12.\n" +
+	"\x05merge\x18\a \x01(\v2\x18.flotilla.meta.MergeMarkR\x05merge\"\xa2\x01\n" +
+	"\tMergeMark\x12/\n" +
+	"\x05phase\x18\x01 \x01(\x0e2\x19.flotilla.meta.MergePhaseR\x05phase\x12\x19\n" +
+	"\brange_id\x18\x02 \x01(\x04R\arangeId\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation\x12)\n" +
+	"\x10other_generation\x18\x04 \x01(\x04R\x0fotherGeneration\"\xf8\x01\n" +
 	"\n" +
 	"RangeStats\x12\x12\n" +
 	"\x04keys\x18\x01 \x01(\x12R\x04keys\x12\x1a\n" +
@@ -1346,7 +1830,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12!\n" +
 	"\fhttp_address\x18\x04 \x01(\tR\vhttpAddress\x12\x1a\n" +
 	"\blocality\x18\x05 \x03(\tR\blocality\x12\x12\n" +
-	"\x04life\x18\x06 \x01(\x04R\x04life\"\xbc\x02\n" +
+	"\x04life\x18\x06 \x01(\x04R\x04life\"\xf8\x03\n" +
 	"\tRangeFact\x12>\n" +
 	"\n" +
 	"descriptor\x18\x01 \x01(\v2\x1e.flotilla.meta.RangeDescriptorR\n" +
@@ -1358,7 +1842,13 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\tcaught_up\x18\x05 \x03(\x04R\bcaughtUp\x12\x16\n" +
 	"\x06silent\x18\x06 \x03(\x04R\x06silent\x12*\n" +
 	"\x11writes_per_second\x18\a \x01(\x01R\x0fwritesPerSecond\x12(\n" +
-	"\x10reads_per_second\x18\b \x01(\x01R\x0ereadsPerSecond\"\xa2\x03\n" +
+	"\x10reads_per_second\x18\b \x01(\x01R\x0ereadsPerSecond\x121\n" +
+	"\x15cpu_micros_per_second\x18\t \x01(\x04R\x12cpuMicrosPerSecond\x123\n" +
+	"\x16write_bytes_per_second\x18\n" +
+	" \x01(\x04R\x13writeBytesPerSecond\x121\n" +
+	"\x15read_bytes_per_second\x18\v \x01(\x04R\x12readBytesPerSecond\x12\x1f\n" +
+	"\vhot_because\x18\f \x01(\tR\n" +
+	"hotBecause\"\xdc\x03\n" +
 	"\n" +
 	"NodeReport\x121\n" +
 	"\x04node\x18\x01 \x01(\v2\x1d.flotilla.meta.NodeDescriptorR\x04node\x12\x12\n" +
@@ -1375,14 +1865,19 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	" \x01(\tR\aversion\x12%\n" +
 	"\x0euptime_seconds\x18\v \x01(\x01R\ruptimeSeconds\x12\x12\n" +
 	"\x04part\x18\f \x01(\rR\x04part\x12\x12\n" +
-	"\x04more\x18\r \x01(\bR\x04more\"\xa4\x02\n" +
+	"\x04more\x18\r \x01(\bR\x04more\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x0e \x01(\x04R\tusedBytes\x12\x19\n" +
+	"\bcpu_load\x18\x0f \x01(\x01R\acpuLoad\"\xef\x02\n" +
 	"\x0fNodeReportReply\x12\x1b\n" +
 	"\twant_full\x18\x01 \x01(\bR\bwantFull\x12,\n" +
 	"\x06orders\x18\x02 \x03(\v2\x14.flotilla.meta.OrderR\x06orders\x123\n" +
 	"\x05nodes\x18\x03 \x03(\v2\x1d.flotilla.meta.NodeDescriptorR\x05nodes\x12)\n" +
 	"\x10registry_version\x18\x04 \x01(\x04R\x0fregistryVersion\x12A\n" +
 	"\fsystem_range\x18\x05 \x01(\v2\x1e.flotilla.meta.RangeDescriptorR\vsystemRange\x12#\n" +
-	"\rredirect_node\x18\x06 \x01(\x04R\fredirectNode\"\xdd\x01\n" +
+	"\rredirect_node\x18\x06 \x01(\x04R\fredirectNode\x12<\n" +
+	"\bstanding\x18\a \x01(\x0e2\x1b.flotilla.meta.NodeStandingH\x00R\bstanding\x88\x01\x01B\v\n" +
+	"\t_standing\"\xda\x02\n" +
 	"\x05Order\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x1e\n" +
 	"\n" +
@@ -1393,7 +1888,25 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\n" +
 	"replica_id\x18\x05 \x01(\x04R\treplicaId\x12\x1b\n" +
 	"\tsplit_key\x18\x06 \x01(\fR\bsplitKey\x12\x16\n" +
-	"\x06reason\x18\a \x01(\tR\x06reason\"\xfd\x01\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12$\n" +
+	"\x0eother_range_id\x18\b \x01(\x04R\fotherRangeId\x12)\n" +
+	"\x10other_generation\x18\t \x01(\x04R\x0fotherGeneration\x12*\n" +
+	"\x11demote_replica_id\x18\n" +
+	" \x01(\x04R\x0fdemoteReplicaId\"\xb2\x01\n" +
+	"\x04Rule\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06prefix\x18\x02 \x01(\fR\x06prefix\x12\x1a\n" +
+	"\breplicas\x18\x03 \x01(\rR\breplicas\x12\x18\n" +
+	"\arequire\x18\x04 \x03(\tR\arequire\x12\x16\n" +
+	"\x06forbid\x18\x05 \x03(\tR\x06forbid\x12\x16\n" +
+	"\x06spread\x18\x06 \x01(\tR\x06spread\x12\x18\n" +
+	"\aleaders\x18\a \x03(\tR\aleaders\"N\n" +
+	"\aRuleSet\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12)\n" +
+	"\x05rules\x18\x02 \x03(\v2\x13.flotilla.meta.RuleR\x05rules\"H\n" +
+	"\x11PlacementSettings\x12\x16\n" +
+	"\x06paused\x18\x01 \x01(\bR\x06paused\x12\x1b\n" +
+	"\tpaused_by\x18\x02 \x01(\tR\bpausedBy\"\xfd\x01\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x02 \x01(\rR\vprotocolMax\x12\x1d\n" +
@@ -1424,7 +1937,13 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x14REPLICA_ROLE_LEARNER\x10\x01\x12\x1f\n" +
 	"\x1bREPLICA_ROLE_VOTER_INCOMING\x10\x02\x12\x1f\n" +
 	"\x1bREPLICA_ROLE_VOTER_OUTGOING\x10\x03\x12\x1f\n" +
-	"\x1bREPLICA_ROLE_VOTER_DEMOTING\x10\x04*\xc7\x01\n" +
+	"\x1bREPLICA_ROLE_VOTER_DEMOTING\x10\x04*t\n" +
+	"\n" +
+	"MergePhase\x12\x1b\n" +
+	"\x17MERGE_PHASE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14MERGE_PHASE_INTENDED\x10\x01\x12\x17\n" +
+	"\x13MERGE_PHASE_ABORTED\x10\x02\x12\x16\n" +
+	"\x12MERGE_PHASE_FROZEN\x10\x03*\xdd\x01\n" +
 	"\tOrderKind\x12\x1a\n" +
 	"\x16ORDER_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16ORDER_KIND_ADD_LEARNER\x10\x01\x12\x16\n" +
@@ -1432,7 +1951,13 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x11ORDER_KIND_DEMOTE\x10\x03\x12\x1d\n" +
 	"\x19ORDER_KIND_REMOVE_LEARNER\x10\x04\x12\x1e\n" +
 	"\x1aORDER_KIND_TRANSFER_LEADER\x10\x05\x12\x14\n" +
-	"\x10ORDER_KIND_SPLIT\x10\x06B.Z,github.com/flotilla-kv/flotilla/proto/metapbb\x06proto3"
+	"\x10ORDER_KIND_SPLIT\x10\x06\x12\x14\n" +
+	"\x10ORDER_KIND_MERGE\x10\a*\x89\x01\n" +
+	"\fNodeStanding\x12\x18\n" +
+	"\x14NODE_STANDING_ACTIVE\x10\x00\x12\x1a\n" +
+	"\x16NODE_STANDING_DRAINING\x10\x01\x12!\n" +
+	"\x1dNODE_STANDING_DECOMMISSIONING\x10\x02\x12 \n" +
+	"\x1cNODE_STANDING_DECOMMISSIONED\x10\x03B.Z,github.com/flotilla-kv/flotilla/proto/metapbb\x06proto3"
 
 var (
 	file_proto_metapb_meta_proto_rawDescOnce sync.Once
@@ -1446,44 +1971,54 @@ func file_proto_metapb_meta_proto_rawDescGZIP() []byte {
 	return file_proto_metapb_meta_proto_rawDescData
 }
 
-var file_proto_metapb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_proto_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_proto_metapb_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_proto_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_proto_metapb_meta_proto_goTypes = []any{
-	(ReplicaRole)(0),        // 0: flotilla.meta.ReplicaRole
-	(OrderKind)(0),          // 1: flotilla.meta.OrderKind
-	(*Replica)(nil),         // 2: flotilla.meta.Replica
-	(*RangeDescriptor)(nil), // 3: flotilla.meta.RangeDescriptor
-	(*RangeStats)(nil),      // 4: flotilla.meta.RangeStats
-	(*AppliedState)(nil),    // 5: flotilla.meta.AppliedState
-	(*ConfState)(nil),       // 6: flotilla.meta.ConfState
-	(*NodeDescriptor)(nil),  // 7: flotilla.meta.NodeDescriptor
-	(*RangeFact)(nil),       // 8: flotilla.meta.RangeFact
-	(*NodeReport)(nil),      // 9: flotilla.meta.NodeReport
-	(*NodeReportReply)(nil), // 10: flotilla.meta.NodeReportReply
-	(*Order)(nil),           // 11: flotilla.meta.Order
-	(*Hello)(nil),           // 12: flotilla.meta.Hello
-	(*SnapshotHeader)(nil),  // 13: flotilla.meta.SnapshotHeader
+	(ReplicaRole)(0),          // 0: flotilla.meta.ReplicaRole
+	(MergePhase)(0),           // 1: flotilla.meta.MergePhase
+	(OrderKind)(0),            // 2: flotilla.meta.OrderKind
+	(NodeStanding)(0),         // 3: flotilla.meta.NodeStanding
+	(*Replica)(nil),           // 4: flotilla.meta.Replica
+	(*RangeDescriptor)(nil),   // 5: flotilla.meta.RangeDescriptor
+	(*MergeMark)(nil),         // 6: flotilla.meta.MergeMark
+	(*RangeStats)(nil),        // 7: flotilla.meta.RangeStats
+	(*AppliedState)(nil),      // 8: flotilla.meta.AppliedState
+	(*ConfState)(nil),         // 9: flotilla.meta.ConfState
+	(*NodeDescriptor)(nil),    // 10: flotilla.meta.NodeDescriptor
+	(*RangeFact)(nil),         // 11: flotilla.meta.RangeFact
+	(*NodeReport)(nil),        // 12: flotilla.meta.NodeReport
+	(*NodeReportReply)(nil),   // 13: flotilla.meta.NodeReportReply
+	(*Order)(nil),             // 14: flotilla.meta.Order
+	(*Rule)(nil),              // 15: flotilla.meta.Rule
+	(*RuleSet)(nil),           // 16: flotilla.meta.RuleSet
+	(*PlacementSettings)(nil), // 17: flotilla.meta.PlacementSettings
+	(*Hello)(nil),             // 18: flotilla.meta.Hello
+	(*SnapshotHeader)(nil),    // 19: flotilla.meta.SnapshotHeader
 }
 var file_proto_metapb_meta_proto_depIdxs = []int32{
 	0,  // 0: flotilla.meta.Replica.role:type_name -> flotilla.meta.ReplicaRole
-	2,  // 1: flotilla.meta.RangeDescriptor.replicas:type_name -> flotilla.meta.Replica
-	4,  // 2: flotilla.meta.AppliedState.stats:type_name -> flotilla.meta.RangeStats
-	6,  // 3: flotilla.meta.AppliedState.conf:type_name -> flotilla.meta.ConfState
-	3,  // 4: flotilla.meta.RangeFact.descriptor:type_name -> flotilla.meta.RangeDescriptor
-	4,  // 5: flotilla.meta.RangeFact.stats:type_name -> flotilla.meta.RangeStats
-	7,  // 6: flotilla.meta.NodeReport.node:type_name -> flotilla.meta.NodeDescriptor
-	8,  // 7: flotilla.meta.NodeReport.facts:type_name -> flotilla.meta.RangeFact
-	11, // 8: flotilla.meta.NodeReportReply.orders:type_name -> flotilla.meta.Order
-	7,  // 9: flotilla.meta.NodeReportReply.nodes:type_name -> flotilla.meta.NodeDescriptor
-	3,  // 10: flotilla.meta.NodeReportReply.system_range:type_name -> flotilla.meta.RangeDescriptor
-	1,  // 11: flotilla.meta.Order.kind:type_name -> flotilla.meta.OrderKind
-	3,  // 12: flotilla.meta.SnapshotHeader.descriptor:type_name -> flotilla.meta.RangeDescriptor
-	5,  // 13: flotilla.meta.SnapshotHeader.applied:type_name -> flotilla.meta.AppliedState
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	4,  // 1: flotilla.meta.RangeDescriptor.replicas:type_name -> flotilla.meta.Replica
+	6,  // 2: flotilla.meta.RangeDescriptor.merge:type_name -> flotilla.meta.MergeMark
+	1,  // 3: flotilla.meta.MergeMark.phase:type_name -> flotilla.meta.MergePhase
+	7,  // 4: flotilla.meta.AppliedState.stats:type_name -> flotilla.meta.RangeStats
+	9,  // 5: flotilla.meta.AppliedState.conf:type_name -> flotilla.meta.ConfState
+	5,  // 6: flotilla.meta.RangeFact.descriptor:type_name -> flotilla.meta.RangeDescriptor
+	7,  // 7: flotilla.meta.RangeFact.stats:type_name -> flotilla.meta.RangeStats
+	10, // 8: flotilla.meta.NodeReport.node:type_name -> flotilla.meta.NodeDescriptor
+	11, // 9: flotilla.meta.NodeReport.facts:type_name -> flotilla.meta.RangeFact
+	14, // 10: flotilla.meta.NodeReportReply.orders:type_name -> flotilla.meta.Order
+	10, // 11: flotilla.meta.NodeReportReply.nodes:type_name -> flotilla.meta.NodeDescriptor
+	5,  // 12: flotilla.meta.NodeReportReply.system_range:type_name -> flotilla.meta.RangeDescriptor
+	3,  // 13: flotilla.meta.NodeReportReply.standing:type_name -> flotilla.meta.NodeStanding
+	2,  // 14: flotilla.meta.Order.kind:type_name -> flotilla.meta.OrderKind
+	15, // 15: flotilla.meta.RuleSet.rules:type_name -> flotilla.meta.Rule
+	5,  // 16: flotilla.meta.SnapshotHeader.descriptor:type_name -> flotilla.meta.RangeDescriptor
+	8,  // 17: flotilla.meta.SnapshotHeader.applied:type_name -> flotilla.meta.AppliedState
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_proto_metapb_meta_proto_init() }
@@ -1491,13 +2026,14 @@ func file_proto_metapb_meta_proto_init() {
 	if File_proto_metapb_meta_proto != nil {
 		return
 	}
+	file_proto_metapb_meta_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_metapb_meta_proto_rawDesc), len(file_proto_metapb_meta_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   12,
+			NumEnums:      4,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
