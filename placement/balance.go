@@ -7,67 +7,70 @@ import (
 	"time"
 
 	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
 )
 
 // The spread of leaders rests when every node's count is near the mean: within
 // one, or within 5 % if that is more. A move needs a node outside of that, and a
-// difference of at least two between giver and taker, so it always lessens the
-// sum of squares: there is no cycle, and noise does not start one.
+// difference of at least two (and of the slack) between giver and taker, so it
+// always lessens the sum of squares: there is no cycle, and noise does not start
+// one.
 const (
 	leaderSlack   = 1.0
 	leaderPercent = 0.05
-	// maxLooks bounds the ranges looked at in one pass; the next pass goes on
-	// elsewhere among the node's ranges.
-	maxLooks = 4096
-	// lookAgain is when an imbalance that could not be mended is tried again.
-	lookAgain = 5 * time.Second
+	// maxFits bounds the ranges, all equally good for the count, of which the one is
+	// taken that suits the load best.
+	maxFits = 16
 )
 
-// leaderSpread is one pass of the balancer.
+// slackOf is by how much a count of leaders may differ from the mean.
+func slackOf(mean float64) float64 { return max(leaderSlack, leaderPercent*mean) }
+
+// leaderSpread is one look of the balancer that goes by counts.
 type leaderSpread struct {
-	c     *cluster
-	nodes []*node // that take part, by id
-	mean  float64
-	looks int
+	*pass
+	least int // difference between giver and taker
 }
 
-// spreadLeaders returns up to limit transfers that even out the number of
-// leaders per node, and whether it was stuck: uneven, but nothing could be moved
-// now. Pure but for counting its own plans into the load.
-func spreadLeaders(c *cluster, limit int) (ops []*operator, stuck bool) {
-	s := &leaderSpread{c: c}
-	total := 0
-	for _, id := range c.order {
-		if n := c.nodes[id]; n.mayLead() {
-			s.nodes = append(s.nodes, n)
-			total += n.leaders()
-		}
+// evenCounts plans transfers that even out the number of leaders per node.
+func evenCounts(p *pass) verdict {
+	if len(p.leaders) < 2 {
+		return rested
 	}
-	if len(s.nodes) < 2 {
-		return nil, false
-	}
-	s.mean = float64(total) / float64(len(s.nodes))
-	planned := make(map[ids.RangeID]bool)
-	for {
+	p.count()
+	s := &leaderSpread{pass: p, least: max(2, int(slackOf(p.mean)))}
+	for planned := false; ; planned = true {
 		givers, takers := s.outliers()
-		if len(givers)+len(takers) == 0 || len(ops) >= limit {
-			return ops, false
+		if len(givers)+len(takers) == 0 {
+			return p.ended(planned, false)
 		}
-		op := s.pick(givers, takers, planned)
-		if op == nil {
-			return ops, true
+		if p.full(p.left.transfers) {
+			return acted
 		}
-		planned[op.id] = true
-		c.expect(op)
-		ops = append(ops, op)
+		best := s.pick(givers, takers)
+		if best.r == nil {
+			return p.ended(planned, true)
+		}
+		p.transfer(newTransfer(best.r, kindLeaders, best.to.id, fmt.Sprintf(
+			"%v leads %d ranges, %v leads %d", best.from.id, best.from.leaders(),
+			best.to.id, best.to.leaders())))
 	}
+}
+
+// count takes the mean anew: leaders may have come off nodes that do not count.
+func (p *pass) count() {
+	total := 0
+	for _, n := range p.leaders {
+		total += n.leaders()
+	}
+	p.mean = float64(total) / float64(len(p.leaders))
 }
 
 // outliers returns the nodes with far too many leaders, the fullest first, and
 // those with far too few, the emptiest first.
 func (s *leaderSpread) outliers() (givers, takers []*node) {
-	slack := max(leaderSlack, leaderPercent*s.mean)
-	for _, n := range s.nodes {
+	slack := slackOf(s.mean)
+	for _, n := range s.leaders {
 		switch {
 		case float64(n.leaders()) > s.mean+slack:
 			givers = append(givers, n)
@@ -81,87 +84,83 @@ func (s *leaderSpread) outliers() (givers, takers []*node) {
 	return givers, takers
 }
 
+// choice is a range whose leader could go from one node to another. Strain is what
+// that leaves of the difference between their loads: of two equally good for the
+// count the one with less of it is taken.
+type choice struct {
+	r        *rangeState
+	from, to *node
+	strain   int64
+}
+
+func choose(r *rangeState, from, to *node) choice {
+	gap := from.charge().cpu - to.charge().cpu
+	return choice{r, from, to, max(gap-2*r.load.cpu, 2*r.load.cpu-gap)}
+}
+
 // pick finds one transfer: away from the fullest node to wherever it helps
 // most, else to the emptiest node from wherever it helps most.
-func (s *leaderSpread) pick(givers, takers []*node, planned map[ids.RangeID]bool) *operator {
-	fewest, most := s.nodes[0].leaders(), s.nodes[0].leaders()
-	for _, n := range s.nodes {
+func (s *leaderSpread) pick(givers, takers []*node) (best choice) {
+	fewest, most := s.leaders[0].leaders(), s.leaders[0].leaders()
+	for _, n := range s.leaders {
 		fewest, most = min(fewest, n.leaders()), max(most, n.leaders())
 	}
 	for _, from := range givers {
-		var best *rangeState
-		var to *node
-		s.look(&from.leads, planned, func(r *rangeState) (enough bool) {
-			if t := s.taker(r, from); t != nil && (to == nil || t.leaders() < to.leaders()) {
-				best, to = r, t
+		fits := 0
+		s.look(&from.leads, maxLooks, func(r *rangeState) (enough bool) {
+			to := s.taker(r, from)
+			if to == nil {
+				return false
 			}
-			return to != nil && to.leaders() == fewest
+			if to.leaders() == fewest {
+				fits++
+			}
+			next := choose(r, from, to)
+			if best.r == nil || cmp.Or(cmp.Compare(to.leaders(), best.to.leaders()),
+				cmp.Compare(next.strain, best.strain)) < 0 {
+				best = next
+			}
+			return fits >= maxFits
 		})
-		if best != nil {
-			return s.transfer(best, from, to)
+		if best.r != nil {
+			return best
 		}
 	}
 	for _, to := range takers {
-		var best *rangeState
-		var from *node
-		s.look(&to.holds, planned, func(r *rangeState) (enough bool) {
-			f := s.c.nodes[r.leader]
-			if s.fits(r, f, to) && (from == nil || f.leaders() > from.leaders()) {
-				best, from = r, f
+		fits := 0
+		s.look(&to.holds, maxLooks, func(r *rangeState) (enough bool) {
+			from := s.c.nodes[r.leader]
+			if from == nil || !s.movable(r) || !s.fits(r, from, to) {
+				return false
 			}
-			return from != nil && from.leaders() == most
+			if from.leaders() == most {
+				fits++
+			}
+			next := choose(r, from, to)
+			if best.r == nil || cmp.Or(cmp.Compare(best.from.leaders(), from.leaders()),
+				cmp.Compare(next.strain, best.strain)) < 0 {
+				best = next
+			}
+			return fits >= maxFits
 		})
-		if best != nil {
-			return s.transfer(best, from, to)
+		if best.r != nil {
+			return best
 		}
 	}
-	return nil
-}
-
-// look visits the movable ranges of a set, from a place that differs from pass
-// to pass, until there were enough.
-func (s *leaderSpread) look(set rangeSet, planned map[ids.RangeID]bool,
-	visit func(*rangeState) (enough bool)) {
-	size := set.Len()
-	if size == 0 {
-		return
-	}
-	start, _ := set.GetAt(int(s.c.offset % uint64(size)))
-	enough := false
-	see := func(id ids.RangeID) bool {
-		if s.looks++; s.looks > maxLooks {
-			return false
-		}
-		if r := s.c.dir.byID[id]; !planned[id] && s.movable(r) {
-			enough = visit(r)
-		}
-		return !enough
-	}
-	set.Ascend(start, see)
-	if !enough {
-		set.Scan(func(id ids.RangeID) bool { return id < start && see(id) })
-	}
-}
-
-// rangeSet is an ordered set of ranges.
-type rangeSet interface {
-	Len() int
-	GetAt(i int) (ids.RangeID, bool)
-	Ascend(pivot ids.RangeID, visit func(ids.RangeID) bool)
-	Scan(visit func(ids.RangeID) bool)
+	return best
 }
 
 // movable says whether the leadership of r may move now. While a learner waits
 // for a snapshot it stays: only the sender keeps the log that the learner will
 // need next.
-func (s *leaderSpread) movable(r *rangeState) bool {
-	_, busy := s.c.ops.Get(r.id())
-	return !busy && r.restUntil <= s.c.now && !r.health.leaderless && !joint(r.desc) && !r.lagging()
-}
+func (p *pass) movable(r *rangeState) bool { return p.free(r) && !r.lagging() }
 
 // taker returns the node with the fewest leaders that can take r from its
 // leader, nil if none would gain by it.
 func (s *leaderSpread) taker(r *rangeState, from *node) (best *node) {
+	if !s.movable(r) {
+		return nil
+	}
 	for _, p := range r.desc.GetReplicas() {
 		to := s.c.nodes[ids.NodeID(p.GetNodeId())]
 		if s.fits(r, from, to) && (best == nil || to.leaders() < best.leaders()) {
@@ -172,17 +171,45 @@ func (s *leaderSpread) taker(r *rangeState, from *node) (best *node) {
 }
 
 // fits says whether leadership of r may go from one node to another and makes
-// the spread more even. Whether the taker holds the newest entries only the
-// leader knows; it refuses a lagging one.
+// the spread more even. The driver runs where range 1 is led, and forgets what it
+// knows when that moves: it stays.
 func (s *leaderSpread) fits(r *rangeState, from, to *node) bool {
-	p := replicaOn(r.desc, to.id)
-	return to != from && from.mayLead() && to.mayLead() && from.leaders()-to.leaders() >= 2 &&
-		p.GetRole() == roleVoter && !slices.Contains(r.silent, p.GetReplicaId())
+	return r.id() != systemRange && from.mayLead() && from.leaders()-to.leaders() >= s.least &&
+		s.c.canLead(r, to) && r.rank(to) <= r.rank(from)
 }
 
-func (s *leaderSpread) transfer(r *rangeState, from, to *node) *operator {
-	op := newOperator(r, fmt.Sprintf("%v leads %d ranges, %v leads %d", from.id, from.leaders(),
-		to.id, to.leaders()), step{transferLeader, to.id})
-	op.from = from.id
-	return op
+// canLead says whether another node than the leader may be given r. Whether it holds
+// the newest entries only the leader knows; it refuses a lagging one. A node that has
+// missed a few reports may be gone already.
+func (c *cluster) canLead(r *rangeState, to *node) bool {
+	p := replicaOn(r.desc, to.id)
+	return p != nil && to.id != r.leader && to.mayLead() && p.GetRole() == roleVoter &&
+		c.silence(to) <= c.suspectAfter/freshShare && !c.mute(r, p)
+}
+
+const (
+	// freshShare of the time after which a node is suspect, as a divisor, is how old
+	// its last report may be for it to be given leaders.
+	freshShare = 3
+	// muteFor is how long it counts that a leader said a replica does not answer. A
+	// quiet range does not tell when it does again; then the leader is asked.
+	muteFor = 30 * time.Second
+)
+
+// mute says whether a replica does not answer its leader, as far as is known: the
+// leader said so, not long ago, and after the node last came up.
+func (c *cluster) mute(r *rangeState, p *metapb.Replica) bool {
+	if !slices.Contains(r.silent, p.GetReplicaId()) || c.now-r.silentAt >= muteFor {
+		return false
+	}
+	n := c.nodes[ids.NodeID(p.GetNodeId())]
+	return n == nil || r.silentAt >= n.liveSince
+}
+
+// rank is how well the rule of r likes a node as its leader, 0 best.
+func (r *rangeState) rank(n *node) int {
+	if r.rule == nil || len(r.rule.Leaders) == 0 {
+		return 0
+	}
+	return r.rule.Preference(n.labels)
 }

@@ -2,6 +2,7 @@ package placement
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 	"time"
 
@@ -9,47 +10,80 @@ import (
 
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/placement/rules"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
 )
 
 // cluster is the value that checkers and schedulers read: nodes, ranges,
-// operators, time. Only the methods in this file, nodes.go and driver.go change
-// it; each keeps every counter and list here in step with what it changes.
+// operators, rules, time. Only the methods in this file, nodes.go, ruling.go,
+// standing.go and operator.go change it; each keeps every counter and list here in
+// step with what it changes.
 type cluster struct {
-	factor       int // voters wanted, odd: an even count survives no more failures
 	suspectAfter time.Duration
 	deadAfter    time.Duration
+	rangeSize    int64
+	mergeBelow   int64 // bytes of two neighbours together; 0: nothing is merged
+	mergeAfter   time.Duration
 	since        time.Duration // begin of this tenure
 	now          time.Duration
 
 	nodes           map[ids.NodeID]*node
-	order           []ids.NodeID // of nodes, ascending: what decides iterates over this
-	registered      int
+	order           []ids.NodeID  // of nodes, ascending: what decides iterates over this
+	registered      int           // and not decommissioned
 	registryVersion hlc.Timestamp // highest of all descriptors; rises with each change
 	nextPhase       time.Duration // no node changes its phase before
+	leaving         []ids.NodeID  // drain or are decommissioned, ascending
 
-	dir *directory
-	ops btree.Map[ids.RangeID, *operator]
+	ruleSet  *rules.Set
+	rulings  map[*rules.Rule]*ruling
+	topology uint64 // rises when nodes come, go or change what rules see of them
+	ruled    uint64 // topology when all rulings were last brought up to date
+	sweep    sweep
+	settings *metapb.PlacementSettings
+	setAt    hlc.Timestamp // version of settings in range 1
 
-	// Ranges that need something, by urgency, and those of them that have not
-	// been checked since something changed that could help.
-	unwell    [needs]btree.Set[ids.RangeID]
-	attention [needs]btree.Set[ids.RangeID]
+	dir          *directory
+	ops          btree.Map[uint64, *operator] // that run, by id
+	holder       map[ids.RangeID]*operator    // which of them a range is busy with
+	lastOperator uint64                       // id of the last one that began
+	history      history
+
+	// Ranges that need something, the most endangered first, and those of them
+	// that have not been checked since something changed that could help.
+	unwell    *btree.BTreeG[wanting]
+	attention *btree.BTreeG[wanting]
 	resting   *btree.BTreeG[rest] // ranges whose rest ends at a known time
+	mergeable *btree.BTreeG[rest] // small cold ranges, by when they may be merged
 
 	under      btree.Set[ids.RangeID]
 	leaderless btree.Set[ids.RangeID]
-	tolerates  [maxTolerates + 1]int // ranges by the failures that they survive
+	changing   btree.Set[ids.RangeID] // between two configurations, or merging
+	tolerates  [maxTolerates + 1]int  // ranges by the failures that they survive
 
 	unbalanced bool          // leader counts or nodes changed since the last balanced verdict
 	balanceAt  time.Duration // look again then although nothing changed
 	offset     uint64        // where the balancer begins among a node's ranges
+	sched      scheduling    // what the schedulers remember
 }
 
-// rest is the end of a range's rest.
+// rest is a time at which something about a range ends.
 type rest struct {
 	until time.Duration
 	id    ids.RangeID
+}
+
+// wanting is a range that needs something. The order is that of its fields: what
+// the next failure may stop comes first, then what has waited longest.
+type wanting struct {
+	need      need
+	tolerates uint8
+	since     time.Duration
+	id        ids.RangeID
+}
+
+func wantingOrder(a, b wanting) bool {
+	return cmp.Or(cmp.Compare(a.need, b.need), cmp.Compare(a.tolerates, b.tolerates),
+		cmp.Compare(a.since, b.since), cmp.Compare(a.id, b.id)) < 0
 }
 
 // need says what a range needs, the most urgent first.
@@ -59,6 +93,8 @@ const (
 	needUrgent  need = iota // the next failure may stop it
 	needRepair              // has fewer live voters than it should
 	needCleanup             // has replicas that it should not have
+	needLeave               // has copies on nodes that are decommissioned
+	needRule                // stands where its rule does not want it, or under two rules
 	needNothing
 	needs = int(needNothing)
 )
@@ -66,39 +102,47 @@ const (
 // maxTolerates is where the count of survivable failures is cut off.
 const maxTolerates = 7
 
-// health is what follows from a range's replicas and the phases of its nodes.
+// health is what follows from a range's replicas, its rule and its nodes.
 type health struct {
 	counted    bool
 	need       need
 	under      bool
 	leaderless bool
+	changing   bool
 	tolerates  uint8
 }
 
 func newCluster(cfg Config, now time.Duration) *cluster {
 	c := &cluster{
-		factor:       oddFloor(cfg.ReplicationFactor),
 		suspectAfter: cfg.SuspectAfter,
 		deadAfter:    cfg.DeadAfter,
+		rangeSize:    cfg.RangeSize,
+		mergeBelow:   cfg.MergeBelow,
+		mergeAfter:   cfg.MergeAfter,
 		since:        now,
 		now:          now,
 		nodes:        make(map[ids.NodeID]*node),
 		nextPhase:    now,
+		holder:       make(map[ids.RangeID]*operator),
 		dir:          newDirectory(),
+		settings:     &metapb.PlacementSettings{},
 		unbalanced:   true,
 		balanceAt:    never,
 	}
-	c.resting = btree.NewBTreeGOptions(func(a, b rest) bool {
+	restOrder := func(a, b rest) bool {
 		return a.until < b.until || a.until == b.until && a.id < b.id
-	}, btree.Options{NoLocks: true})
+	}
+	alone := btree.Options{NoLocks: true}
+	c.resting = btree.NewBTreeGOptions(restOrder, alone)
+	c.mergeable = btree.NewBTreeGOptions(restOrder, alone)
+	c.unwell = btree.NewBTreeGOptions(wantingOrder, alone)
+	c.attention = btree.NewBTreeGOptions(wantingOrder, alone)
+	c.setRules(rules.Default(cfg.ReplicationFactor))
 	return c
 }
 
 // oddFloor returns the largest odd number up to n, at least 1.
 func oddFloor(n int) int { return max(1, n-1+n%2) }
-
-// goal is how many live voters a range should have, given the registry.
-func (c *cluster) goal() int { return oddFloor(min(c.factor, c.registered)) }
 
 // learn merges a leader's fact. The descriptor goes by generation, everything
 // else by term, each on its own: both only rise. It returns the range if
@@ -145,33 +189,45 @@ func (c *cluster) place(r *rangeState, d *metapb.RangeDescriptor) *rangeState {
 	if r != nil && bytes.Equal(r.desc.GetStart(), d.GetStart()) &&
 		bytes.Equal(r.desc.GetEnd(), d.GetEnd()) {
 		// The common case, a change of replicas. Nothing else can be where r is.
+		c.weigh(r, -1)
 		c.rehold(r, d)
+		c.weigh(r, +1)
+		r.changedAt = c.now
+		c.consider(r)
 		return r
 	}
 	victims, ok := c.dir.room(d)
 	if !ok {
 		return nil
 	}
+	c.chronicle(r, victims, d)
 	for _, v := range victims {
 		c.evict(v)
 	}
 	if r == nil {
-		r = &rangeState{restUntil: never}
+		r = &rangeState{restUntil: never, mergeAt: never, since: never}
 	} else {
+		c.weigh(r, -1)
 		c.hold(r, false)
 		c.dir.remove(r)
+		delete(c.sched.settling, r.id()) // another span, another load
 	}
-	r.desc = d
+	r.desc, r.changedAt = d, c.now
 	c.dir.insert(r)
 	c.hold(r, true)
+	c.weigh(r, +1)
+	c.rule(r)
+	c.consider(r)
 	return r
 }
 
 // evict forgets a range that a newer descriptor replaced.
 func (c *cluster) evict(r *rangeState) {
 	c.lead(r, 0, r.term)
+	c.weigh(r, -1)
 	c.hold(r, false)
 	c.discount(r)
+	c.inconsiderable(r)
 	c.dir.remove(r)
 }
 
@@ -209,6 +265,7 @@ func (c *cluster) lead(r *rangeState, leader ids.NodeID, term ids.Term) {
 	if r.leader == leader {
 		return
 	}
+	c.weigh(r, -1)
 	if r.leader != 0 {
 		c.node(r.leader).leads.Delete(r.id())
 	}
@@ -216,16 +273,23 @@ func (c *cluster) lead(r *rangeState, leader ids.NodeID, term ids.Term) {
 		c.node(leader).leads.Insert(r.id())
 	}
 	r.leader = leader
+	c.tookOver(r)
+	c.weigh(r, +1)
+	if op := c.holder[r.id()]; op != nil {
+		c.index(op)
+	}
 	c.unbalanced = true
 }
 
 func (c *cluster) observe(r *rangeState, f *metapb.RangeFact) {
-	r.stats = f.GetStats()
-	r.writes, r.reads = f.GetWritesPerSecond(), f.GetReadsPerSecond()
+	c.weigh(r, -1)
+	r.stats, r.load, r.hotBecause = f.GetStats(), c.believed(r, f), f.GetHotBecause()
+	c.weigh(r, +1)
 	if !slices.Equal(r.silent, f.GetSilent()) {
 		c.unbalanced = true
 	}
-	r.caughtUp, r.silent = f.GetCaughtUp(), f.GetSilent()
+	r.caughtUp, r.silent, r.silentAt = f.GetCaughtUp(), f.GetSilent(), c.now
+	c.consider(r)
 }
 
 // disown takes the leadership of every range that n leads by the directory but
@@ -258,10 +322,24 @@ func (c *cluster) review(r *rangeState) {
 	if h.leaderless {
 		c.leaderless.Insert(r.id())
 	}
-	if h.need != needNothing {
-		c.unwell[h.need].Insert(r.id())
-		c.attention[h.need].Insert(r.id())
+	if h.changing {
+		c.changing.Insert(r.id())
 	}
+	if h.need != needNothing {
+		if r.since == never {
+			r.since = c.now
+		}
+		c.unwell.Set(r.wanting())
+		c.attention.Set(r.wanting())
+	} else {
+		r.since = never
+	}
+	c.prefer(r)
+}
+
+// wanting returns the entry of r in the lists of ranges that need something.
+func (r *rangeState) wanting() wanting {
+	return wanting{r.health.need, r.health.tolerates, r.since, r.id()}
 }
 
 // discount takes r out of every counter and list.
@@ -276,20 +354,19 @@ func (c *cluster) discount(r *rangeState) {
 	if r.health.leaderless {
 		c.leaderless.Delete(r.id())
 	}
+	if r.health.changing {
+		c.changing.Delete(r.id())
+	}
 	if r.health.need != needNothing {
-		c.unwell[r.health.need].Delete(r.id())
-		c.attention[r.health.need].Delete(r.id())
+		c.unwell.Delete(r.wanting())
+		c.attention.Delete(r.wanting())
 	}
 	r.health = health{}
 }
 
 // wake has every range that needs something checked again: a node came, left,
 // or may be used for more than before. The copies share their nodes.
-func (c *cluster) wake() {
-	for i := range c.unwell {
-		c.attention[i] = *c.unwell[i].Copy()
-	}
-}
+func (c *cluster) wake() { c.attention = c.unwell.Copy() }
 
 // rested has the ranges checked again whose rest is over.
 func (c *cluster) rested() {
@@ -305,40 +382,53 @@ func (c *cluster) rested() {
 	}
 }
 
-// giveRest forbids operators on r for a while.
-func (c *cluster) giveRest(r *rangeState, pause time.Duration) {
-	r.restUntil = c.now + pause
-	c.resting.Set(rest{until: r.restUntil, id: r.id()})
-}
-
 // assess derives the health of a range; pure.
 func (c *cluster) assess(r *rangeState) health {
 	var in, out half
-	dead, learners := false, false
+	var room [maxCopies]rules.Labels
+	voters := room[:0]
+	dead, learners, leaves, misplaced := false, false, false, false
 	for _, replica := range r.desc.GetReplicas() {
 		n := c.nodes[ids.NodeID(replica.GetNodeId())]
 		live := n != nil && n.phase >= phaseLive
 		before, after := votes(replica.GetRole())
 		in.add(after, live)
 		out.add(before, live)
-		dead = dead || (before || after) && n != nil && n.phase == phaseDead
-		learners = learners || replica.GetRole() == metapb.ReplicaRole_REPLICA_ROLE_LEARNER
+		learners = learners || replica.GetRole() == roleLearner
+		if n == nil || !before && !after {
+			continue
+		}
+		dead = dead || n.phase == phaseDead
+		leaves = leaves || n.standing == standingDecommissioning
+		misplaced = misplaced || n.desc != nil && !r.rule.Allows(n.labels)
+		if len(voters) < maxCopies {
+			voters = append(voters, n.labels)
+		}
 	}
 	leader := c.nodes[r.leader]
 	h := health{
 		need:       needNothing,
 		leaderless: leader == nil || leader.phase < phaseLive,
-		under:      min(in.live, out.live) < c.goal(),
+		under:      min(in.live, out.live) < c.current(r.rule).goal(),
+		changing:   r.changing(),
 		tolerates:  uint8(min(in.tolerates(), out.tolerates(), maxTolerates)),
 	}
+	few := in.voters < r.rule.Replicas
 	switch {
-	case joint(r.desc): // its leader leaves the joint configuration by itself
-	case dead && h.tolerates == 0, in.voters < c.factor && h.tolerates == 0:
+	case h.changing: // its leader ends that by itself
+	case (dead || few) && h.tolerates == 0:
 		h.need = needUrgent
-	case dead, in.voters < c.factor:
+	case dead || few:
 		h.need = needRepair
-	case in.voters > c.factor, learners:
+	case in.voters > r.rule.Replicas, learners:
 		h.need = needCleanup
+	case leaves:
+		h.need = needLeave
+	case misplaced, r.straddles, r.rule.Collisions(voters) > r.rule.ideal:
+		h.need = needRule
 	}
 	return h
 }
+
+// maxCopies is more voters than a range ever has: 7, and 7 to replace them.
+const maxCopies = 16

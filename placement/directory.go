@@ -21,12 +21,19 @@ type rangeState struct {
 
 	stats    *metapb.RangeStats
 	caughtUp []uint64 // replica ids of learners that hold the log
-	silent   []uint64 // replica ids that do not answer the leader
-	writes   float64  // per second
-	reads    float64
+	silent   []uint64 // replica ids that did not answer the leader; see cluster.mute
+	silentAt time.Duration
+	load     load // at the leader
+	// hotBecause says why the leader has not split the range although it is hot.
+	hotBecause string
 
-	health health // derived; see cluster.refresh
+	rule      *ruling // never nil once it is in the directory
+	straddles bool    // another rule begins inside it
+	health    health  // derived; see cluster.review
 
+	since     time.Duration // needs something since then; never: it does not
+	changedAt time.Duration // when this driver first saw its descriptor
+	mergeAt   time.Duration // its place among those that may be merged; never: none
 	restUntil time.Duration // no new operator before
 	failures  uint          // operators that failed in a row
 	avoid     ids.NodeID    // where the last one failed; 0: nowhere
@@ -40,6 +47,8 @@ func (r *rangeState) generation() ids.Generation {
 func (r *rangeState) info() *adminpb.RangeInfo {
 	return &adminpb.RangeInfo{
 		Descriptor_: r.desc, LeaderNode: uint64(r.leader), Term: uint64(r.term), Stats: r.stats,
+		CpuMicrosPerSecond: uint64(max(0, r.load.cpu)),
+		WritesPerSecond:    float64(r.load.writes), ReadsPerSecond: float64(r.load.reads),
 	}
 }
 

@@ -100,10 +100,10 @@ func show(ranges []*adminpb.RangeInfo) (s string) {
 	return s
 }
 
-// history lets a keyspace live through splits, merges, replica changes and
+// lives lets a keyspace live through splits, merges, replica changes and
 // elections, and returns a fact for every state that a leader ever saw. The
 // last facts of the ranges that remain describe the truth.
-func history(rng *rand.Rand, steps int) (all []*metapb.RangeFact,
+func lives(rng *rand.Rand, steps int) (all []*metapb.RangeFact,
 	truth map[uint64]*metapb.RangeFact) {
 	truth = make(map[uint64]*metapb.RangeFact)
 	var order []uint64 // live ranges by start
@@ -158,7 +158,7 @@ func TestStaleFactsNeverRegressTheDirectory(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(300) {
 		rng := rand.New(rand.NewPCG(seed, 4))
-		facts, truth := history(rng, 60)
+		facts, truth := lives(rng, 60)
 		c := newCluster(Config{}.withDefaults(), 0)
 		w := &twin{}
 		var known [twinKeys]uint64

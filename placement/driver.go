@@ -27,8 +27,21 @@ type Config struct {
 	// MaxTransfers is how many leaders move at a time, default 8; in a cluster of
 	// many ranges more do, see rangesPerTransfer.
 	MaxTransfers int
-	Logger       *slog.Logger // default: none
+	// RangeSize is the size in bytes at which ranges split, default 64 MiB. They do
+	// that by themselves: here it only serves to say why.
+	RangeSize int64
+	// MergeBelow is the size in bytes below which two neighbours together may be
+	// merged; 0: never (DefaultMergeBelow is what nodes are started with).
+	MergeBelow int64
+	// MergeAfter is for how long neighbours must have been small, cold and unchanged
+	// before they are merged, default 1 hour.
+	MergeAfter time.Duration
+	Logger     *slog.Logger // default: none
 }
+
+// DefaultMergeBelow is a quarter of the size at which ranges split: what was merged
+// is not split again by the next few writes.
+const DefaultMergeBelow = 16 << 20
 
 // The defaults of Config, and bounds of one Step.
 const (
@@ -37,6 +50,8 @@ const (
 	defaultSuspectAfter      = 3 * time.Second
 	defaultMaxMoves          = 4
 	defaultMaxTransfers      = 8
+	defaultRangeSize         = 64 << 20
+	defaultMergeAfter        = time.Hour
 
 	// rangesPerTransfer is for how many ranges one leader moves at a time. A node
 	// that comes back takes over a third of all leaders of a small cluster; a few
@@ -45,6 +60,11 @@ const (
 
 	// maxChecks bounds the ranges that one Step checks; the others keep their place.
 	maxChecks = 1000
+	// maxPaced bounds those of them that turn out to wait for other copies: the ones
+	// behind them would most likely wait, too.
+	maxPaced = 64
+	// maxMergeLooks bounds the small ranges whose time has come that one Step looks at.
+	maxMergeLooks = 100
 	// restAfter is the rest of a range whose operator failed, doubled with each
 	// further failure up to maxRestDoublings times.
 	restAfter        = 10 * time.Second
@@ -75,6 +95,12 @@ func (cfg Config) withDefaults() Config {
 	if cfg.MaxTransfers <= 0 {
 		cfg.MaxTransfers = defaultMaxTransfers
 	}
+	if cfg.RangeSize <= 0 {
+		cfg.RangeSize = defaultRangeSize
+	}
+	if cfg.MergeAfter <= 0 {
+		cfg.MergeAfter = defaultMergeAfter
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -96,6 +122,10 @@ type Driver struct {
 	cluster  *cluster // of this tenure; empty while not active
 	edits    *editor  // of this tenure
 	planning bool     // all nodes that are alive have told what they lead
+
+	standingOpen bool // the standing of a node is being changed
+	readTwice    bool // what people have set was read a second time
+	counts       counts
 }
 
 // NewDriver makes a driver that is not active.
@@ -111,6 +141,7 @@ func (d *Driver) reset(now time.Duration) {
 	d.cluster = newCluster(d.cfg, now)
 	d.edits = &editor{kv: d.cfg.KV}
 	d.loading, d.loaded, d.planning, d.trouble = false, false, false, ""
+	d.standingOpen, d.readTwice = false, false
 }
 
 // SetActive says whether this node leads range 1. Becoming active forgets all
@@ -141,7 +172,9 @@ func (d *Driver) Active() bool { return d.active && d.loaded }
 
 // Step advances the driver: finishes and times out operators, plans new ones,
 // tries again what range 1 refused. Called a few times a second with monotonic
-// time; cost grows with what changed.
+// time; cost grows with what changed. If it was not called for longer than
+// SuspectAfter the driver counts as having been away: it does not hold against nodes
+// what it could not hear.
 func (d *Driver) Step(now time.Duration) {
 	if !d.active {
 		return
@@ -158,127 +191,11 @@ func (d *Driver) Step(now time.Duration) {
 	if !d.planning {
 		d.planning = d.cluster.complete()
 	}
+	d.reread()
 	if d.planning {
+		d.depart()
 		d.plan()
 	}
-}
-
-// advanceAll looks after the running operators.
-func (d *Driver) advanceAll() {
-	var all []*operator
-	d.cluster.ops.Scan(func(_ ids.RangeID, op *operator) bool {
-		all = append(all, op)
-		return true
-	})
-	for _, op := range all {
-		d.advance(op)
-	}
-}
-
-// advance moves one operator on and ends it if it is done or hopeless.
-func (d *Driver) advance(op *operator) {
-	c := d.cluster
-	r := c.dir.byID[op.id]
-	result, why := op.advance(c, r)
-	if result == running {
-		return
-	}
-	c.ops.Delete(op.id)
-	c.unbalanced = true
-	if result == failed {
-		d.log.Warn("operator failed", "range", uint64(op.id), "op", op.String(), "error", why)
-	} else {
-		d.log.Info("operator done", "range", uint64(op.id), "op", op.String())
-	}
-	if r == nil {
-		return
-	}
-	switch {
-	case result == failed:
-		c.giveRest(r, restAfter<<min(r.failures, maxRestDoublings))
-		r.failures++
-		r.avoid = 0
-		if k := op.steps[op.at].kind; k == addLearner || k == catchUp {
-			r.avoid = op.steps[op.at].node
-		}
-	default:
-		r.failures, r.avoid = 0, 0
-		if op.from != 0 {
-			// The next transfer of this range has time; repair does not wait.
-			c.giveRest(r, restAfter)
-		}
-	}
-	c.review(r)
-}
-
-// plan starts operators within the limits: first what ranges need, then what
-// evens out leaders.
-func (d *Driver) plan() {
-	c := d.cluster
-	moves, transfers := 0, 0
-	c.ops.Scan(func(_ ids.RangeID, op *operator) bool {
-		if op.from != 0 {
-			transfers++
-		} else {
-			moves++
-		}
-		return true
-	})
-	pending := false
-	for looks := 0; looks < maxChecks && moves < d.cfg.MaxMoves; looks++ {
-		r := c.nextNeedy()
-		if r == nil {
-			break
-		}
-		if !pending {
-			c.influence()
-			pending = true
-		}
-		if op := checkReplicas(c, r); op != nil {
-			d.begin(op)
-			c.expect(op)
-			moves++
-		}
-	}
-	limit := max(d.cfg.MaxTransfers, len(c.dir.byID)/rangesPerTransfer)
-	if transfers >= limit || !c.unbalanced && c.now < c.balanceAt {
-		return
-	}
-	c.influence()
-	ops, stuck := spreadLeaders(c, limit-transfers)
-	c.offset += maxLooks
-	c.unbalanced, c.balanceAt = false, farAway
-	if stuck {
-		c.balanceAt = c.now + lookAgain
-	}
-	for _, op := range ops {
-		d.begin(op)
-	}
-}
-
-// farAway is a time that never comes.
-const farAway = -never
-
-// nextNeedy takes the next range to be checked, the most urgent first.
-func (c *cluster) nextNeedy() *rangeState {
-	for i := range c.attention {
-		for {
-			id, ok := c.attention[i].PopMin()
-			if !ok {
-				break
-			}
-			if _, busy := c.ops.Get(id); !busy {
-				return c.dir.byID[id]
-			}
-		}
-	}
-	return nil
-}
-
-func (d *Driver) begin(op *operator) {
-	op.begun = d.cluster.now
-	d.cluster.ops.Set(op.id, op)
-	d.log.Info("operator begins", "range", uint64(op.id), "op", op.String())
 }
 
 // Report takes a node's report and answers it with orders for that node, for
@@ -294,9 +211,15 @@ func (d *Driver) Report(now time.Duration, r *metapb.NodeReport) *metapb.NodeRep
 	c.advanceTo(now)
 	n := c.node(ids.NodeID(r.GetNode().GetNodeId()))
 	if !d.believes(n, r.GetNode()) {
+		if n.gone() {
+			reply.Standing = n.standing.Enum()
+		}
 		return reply
 	}
-	c.heard(n, r)
+	wasDead := n.phase == phaseDead
+	if c.heard(n, r); wasDead && n.phase > phaseDead {
+		d.relieve(n)
+	}
 	for _, f := range r.GetFacts() {
 		c.learn(n.id, f)
 	}
@@ -309,7 +232,7 @@ func (d *Driver) Report(now time.Duration, r *metapb.NodeReport) *metapb.NodeRep
 		}
 	}
 	for _, f := range r.GetFacts() {
-		if op, ok := c.ops.Get(ids.RangeID(f.GetDescriptor_().GetRangeId())); ok {
+		if op := c.holder[ids.RangeID(f.GetDescriptor_().GetRangeId())]; op != nil {
 			d.advance(op)
 		}
 	}
@@ -327,6 +250,12 @@ func (d *Driver) believes(n *node, desc *metapb.NodeDescriptor) bool {
 	case n.desc == nil:
 		d.enquire(n, desc)
 		return true
+	case n.gone():
+		if d.cluster.now-n.lookupAt >= lookupPause {
+			n.lookupAt = d.cluster.now
+			d.log.Warn("report refused", "node", uint64(n.id), "error", d.departed(n.id))
+		}
+		return false
 	case n.desc.GetStoreId() != desc.GetStoreId():
 		if d.cluster.now-n.lookupAt >= lookupPause {
 			n.lookupAt = d.cluster.now
@@ -387,8 +316,11 @@ func (d *Driver) answer(n *node, r *metapb.NodeReport, reply *metapb.NodeReportR
 		n.sends, n.sentAt = n.sends+1, c.now
 	}
 	reply.SystemRange = d.systemRange()
-	c.ops.Scan(func(id ids.RangeID, op *operator) bool {
-		if order := op.orderFor(c, c.dir.byID[id], n.id); order != nil {
+	if d.loaded {
+		reply.Standing = n.standing.Enum()
+	}
+	n.ops.Scan(func(_ uint64, op *operator) bool {
+		if order := op.orderFor(c, n.id); order != nil {
 			reply.Orders = append(reply.Orders, order)
 		}
 		return true
@@ -397,7 +329,7 @@ func (d *Driver) answer(n *node, r *metapb.NodeReport, reply *metapb.NodeReportR
 
 // systemRange returns the newest descriptor of range 1 that is known here.
 func (d *Driver) systemRange() *metapb.RangeDescriptor {
-	if r := d.cluster.dir.byID[1]; r != nil {
+	if r := d.cluster.dir.byID[systemRange]; r != nil {
 		return r.desc
 	}
 	return nil

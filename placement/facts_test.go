@@ -138,7 +138,8 @@ func TestARangeRestsLongerAfterEachFailure(t *testing.T) {
 	var failedAt, pauses []time.Duration
 	for end := w.now + time.Hour; w.now < end; w.now += tick {
 		w.step()
-		op, ok := d.cluster.ops.Get(2)
+		op := d.cluster.holder[2]
+		ok := op != nil
 		switch {
 		case ok && last == nil:
 			begun++

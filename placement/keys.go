@@ -36,17 +36,23 @@ type KeyValue struct {
 //
 //	0x10 "n" node id (8 bytes, big endian)   metapb.NodeDescriptor
 //	0x10 "s" store id (8 bytes, big endian)  the node id that this store won
+//	0x10 "d" node id (8 bytes, big endian)   its metapb.NodeStanding; absent: active
+//	0x10 "p/settings"                        metapb.PlacementSettings; absent: not paused
+//	0x10 "p/rules"                           metapb.RuleSet; absent: one rule, by configuration
 //	0x10 "c/nodes"                           next node id; absent: firstJoinedNode
 //	0x10 "c/ranges"                          next range id; absent: firstFreeRange
 //	0x10 "c/version"                         cluster version; written by the first driver
 //
 // Numbers are 8 bytes, big endian.
 const (
-	nodeTag    = 'n'
-	storeTag   = 's'
-	nodesKey   = "\x10c/nodes"
-	rangesKey  = "\x10c/ranges"
-	versionKey = "\x10c/version"
+	nodeTag     = 'n'
+	storeTag    = 's'
+	standingTag = 'd'
+	nodesKey    = "\x10c/nodes"
+	rangesKey   = "\x10c/ranges"
+	versionKey  = "\x10c/version"
+	settingsKey = "\x10p/settings"
+	rulesKey    = "\x10p/rules"
 )
 
 // What a new cluster begins with: one node, the system range and the first
@@ -66,6 +72,8 @@ func storeKey(store uint64) []byte {
 	return numberedKey(storeTag, store)
 }
 
+func standingKey(n ids.NodeID) []byte { return numberedKey(standingTag, uint64(n)) }
+
 func numberedKey(tag byte, number uint64) []byte {
 	return binary.BigEndian.AppendUint64([]byte{kv.SystemPrefix, tag}, number)
 }
@@ -73,6 +81,11 @@ func numberedKey(tag byte, number uint64) []byte {
 // nodeSpan holds every node descriptor.
 func nodeSpan() (start, end []byte) {
 	return []byte{kv.SystemPrefix, nodeTag}, []byte{kv.SystemPrefix, nodeTag + 1}
+}
+
+// standingSpan holds every standing.
+func standingSpan() (start, end []byte) {
+	return []byte{kv.SystemPrefix, standingTag}, []byte{kv.SystemPrefix, standingTag + 1}
 }
 
 func encodeNumber(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/placement/rules"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
 )
 
@@ -28,6 +29,9 @@ const (
 	// fullBelow is the least share of free disk space, as a divisor, that a
 	// node needs to be given a replica: 1/20 = 5 %.
 	fullBelow = 20
+	// restartSlack is by how much a process must be younger than the one known
+	// before to count as another: reports are late by different amounts.
+	restartSlack = 2 * time.Second
 )
 
 // node is what the driver knows of one node. Every node that a descriptor, a
@@ -61,9 +65,16 @@ type node struct {
 
 	holds btree.Set[ids.RangeID] // replicas of any role
 	leads btree.Set[ids.RangeID]
+	load  load // of what it holds and leads; see cluster.weigh
+	sched nodeSched
 
-	// What running operators will add or take; see cluster.influence.
-	pendingReplicas, pendingLeaders int
+	ops     btree.Map[uint64, *operator] // whose orders may go to it; see cluster.index
+	pending pending                      // by running operators; see cluster.influence
+
+	standing metapb.NodeStanding // what people want of it
+	labels   rules.Labels        // of desc
+	leaving  leaving             // how far it has come since its standing changed
+	stood    hlc.Timestamp       // version of standing in range 1
 }
 
 // fullReport is what has come of a node's full report, which has parts.
@@ -90,19 +101,27 @@ func (f *fullReport) take(r *metapb.NodeReport) (whole bool) {
 	return !r.GetMore()
 }
 
-func (n *node) replicas() int { return n.holds.Len() + n.pendingReplicas }
-func (n *node) leaders() int  { return n.leads.Len() + n.pendingLeaders }
+func (n *node) replicas() int { return n.holds.Len() + n.pending.replicas }
+func (n *node) leaders() int  { return n.leads.Len() + n.pending.leaders }
 
 // mayHold says whether n may be given a replica.
 func (n *node) mayHold() bool {
-	return n.desc != nil && n.full && n.phase >= phaseLive &&
+	return n.desc != nil && n.full && n.phase >= phaseLive && n.standing == standingActive &&
 		!n.readOnly && !n.draining && !n.crowded
 }
 
 // mayLead says whether n takes part in the spread of leaders.
 func (n *node) mayLead() bool {
-	return n.desc != nil && n.full && n.phase == phaseSettled && !n.readOnly && !n.draining
+	return n.desc != nil && n.full && n.phase == phaseSettled && n.standing == standingActive &&
+		!n.readOnly && !n.draining
 }
+
+// sheds says whether n is to give away its leaders: a person wants it, or its
+// process is about to stop.
+func (n *node) sheds() bool { return n.standing != standingActive || n.draining }
+
+// gone says whether n was decommissioned: nothing is expected of it any more.
+func (n *node) gone() bool { return n.standing == standingDecommissioned }
 
 // node returns the entry of a node, a new one if need be. A node that was just
 // heard of gets the same patience as one that has just reported.
@@ -112,7 +131,7 @@ func (c *cluster) node(id ids.NodeID) *node {
 	}
 	n := &node{
 		id: id, phase: phaseLive, lastReport: c.now, liveSince: c.now, wantFull: true,
-		agreed: c.now, lookupAt: never, sentAt: never,
+		agreed: c.now, lookupAt: never, sentAt: never, started: never,
 	}
 	c.nodes[id] = n
 	i, _ := slices.BinarySearch(c.order, id)
@@ -127,18 +146,27 @@ func (c *cluster) register(d *metapb.NodeDescriptor, version hlc.Timestamp) {
 	if n.desc != nil && version < n.version {
 		return
 	}
-	before := c.goal()
-	if n.desc == nil {
+	if n.desc == nil && !n.gone() {
 		c.registered++
 	}
 	n.desc, n.version = d, version
-	c.registryVersion = max(c.registryVersion, version)
-	if c.goal() != before { // at most a few times in the life of a cluster
-		for _, r := range c.dir.byID {
-			c.review(r) // order-free: every range for itself
-		}
+	if labels := rules.ParseLabels(d.GetLocality()); !slices.Equal(labels, n.labels) {
+		n.labels = labels
+		c.reviewOf(n)
 	}
+	c.registryVersion = max(c.registryVersion, version)
+	c.topology++
 	c.usable()
+}
+
+// reviewOf reviews every range that n holds or leads.
+func (c *cluster) reviewOf(n *node) {
+	touched := n.holds.Copy()
+	n.leads.Scan(func(id ids.RangeID) bool { touched.Insert(id); return true })
+	touched.Scan(func(id ids.RangeID) bool {
+		c.review(c.dir.byID[id])
+		return true
+	})
 }
 
 // heard notes a report of n.
@@ -154,9 +182,22 @@ func (c *cluster) heard(n *node, r *metapb.NodeReport) {
 		c.usable()
 	}
 	n.disk, n.diskFree, n.program = r.GetDiskBytes(), r.GetDiskFreeBytes(), r.GetVersion()
-	n.started = c.now - time.Duration(r.GetUptimeSeconds()*float64(time.Second))
+	c.restarted(n, r.GetUptimeSeconds())
 	c.rephase(n)
 	c.nextPhase = min(c.nextPhase, c.phaseEnds(n))
+}
+
+// restarted has a node settle anew whose process is another one than before, as
+// if it had been silent: it just came up, and may go again as fast.
+func (c *cluster) restarted(n *node, uptime float64) {
+	if uptime <= 0 {
+		return
+	}
+	started := c.now - time.Duration(uptime*float64(time.Second))
+	if n.started == never || started > n.started+restartSlack {
+		n.liveSince = max(n.liveSince, started)
+	}
+	n.started = started
 }
 
 // usable has everything looked at again that waits for a node: what may be
@@ -169,6 +210,9 @@ func (c *cluster) usable() {
 // advanceTo moves time on: nodes fall silent, rests end. Nodes are walked only
 // when one of them can have changed, at most once in SuspectAfter.
 func (c *cluster) advanceTo(now time.Duration) {
+	if now-c.now > c.suspectAfter {
+		c.overslept(now)
+	}
 	c.now = max(c.now, now)
 	if c.now >= c.nextPhase {
 		c.nextPhase = c.now + c.deadAfter
@@ -181,15 +225,31 @@ func (c *cluster) advanceTo(now time.Duration) {
 	c.rested()
 }
 
+// overslept notes that nobody was here to listen until now: what nodes might have
+// said in the meantime is not held against them, nor the time against operators.
+// Otherwise a driver that was stopped for minutes would bury them all at once.
+func (c *cluster) overslept(now time.Duration) {
+	gap := now - c.now
+	for _, n := range c.nodes { // order-free
+		n.lastReport += gap
+		n.agreed += gap
+	}
+	c.ops.Scan(func(_ uint64, op *operator) bool {
+		op.begun += gap
+		return true
+	})
+	c.nextPhase = now
+}
+
 func (c *cluster) silence(n *node) time.Duration { return c.now - n.lastReport }
 
 func (c *cluster) phaseNow(n *node) phase {
 	switch {
-	case c.silence(n) > c.deadAfter:
+	case n.gone() || c.silence(n) > c.deadAfter:
 		return phaseDead
 	case c.silence(n) > c.suspectAfter:
 		return phaseSuspect
-	case n.reported && c.now-n.liveSince >= settleFactor*c.suspectAfter:
+	case n.reported && n.lastReport-n.liveSince >= settleFactor*c.suspectAfter:
 		return phaseSettled
 	default:
 		return phaseLive
@@ -222,23 +282,20 @@ func (c *cluster) rephase(n *node) {
 		return
 	}
 	n.phase = is
-	c.usable()
-	if was >= phaseLive && is >= phaseLive {
-		return
+	if was == phaseDead || is == phaseDead {
+		c.topology++ // what rules see as the best placement may be another now
 	}
-	touched := n.holds.Copy()
-	n.leads.Scan(func(id ids.RangeID) bool { touched.Insert(id); return true })
-	touched.Scan(func(id ids.RangeID) bool {
-		c.review(c.dir.byID[id])
-		return true
-	})
+	c.usable()
+	if was < phaseLive || is < phaseLive {
+		c.reviewOf(n)
+	}
 }
 
 // complete says whether every node that may be alive has told all: before that
 // counts are too low somewhere, and what is planned by them is wrong.
 func (c *cluster) complete() bool {
 	for _, n := range c.nodes { // order-free: a conjunction
-		if n.desc != nil && n.phase >= phaseLive && !n.full {
+		if n.desc != nil && n.phase >= phaseLive && !n.full && !n.gone() {
 			return false
 		}
 	}

@@ -2,7 +2,6 @@ package placement
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -10,205 +9,96 @@ import (
 	"github.com/flotilla-kv/flotilla/proto/metapb"
 )
 
-// stepKind says what a step does to its node's replica.
-type stepKind uint8
+// kind says what an operator is for.
+type kind uint8
 
 const (
-	addLearner stepKind = iota
-	catchUp             // no order: waits until the learner holds the log
-	promote
-	demote
-	removeLearner
-	transferLeader
+	kindRepair       kind = iota // copies that are missing, dead or left over
+	kindDrain                    // leaders leave a node that is draining
+	kindDecommission             // copies leave a node for good
+	kindRule                     // copies and leaders go where the rule wants them
+	kindLeaders                  // leaders are spread by count or by load
+	kindBytes                    // copies are spread by bytes
+	kindHot                      // load leaves a node that has too much of it
+	kindMerge                    // small cold neighbours become one
+	kindSplit                    // a range is cut where another rule begins
+	kindRequest                  // a person asked for it
+	kinds            = iota
 )
 
-// Time that steps are given. A learner may wait for other snapshots to its
-// node and then receives up to a range's size; everything else is one entry.
-const (
-	catchUpTimeout  = 5 * time.Minute
-	changeTimeout   = 30 * time.Second
-	transferTimeout = 10 * time.Second
-	// resendAfter is how long an order is given to show an effect before it
-	// goes out again.
-	resendAfter = time.Second
-	// graceFactor times SuspectAfter is how long the node of a learner may be
-	// silent before its operator gives up.
-	graceFactor = 4
-)
-
-// step is one change of one range, on one node.
-type step struct {
-	kind stepKind
-	node ids.NodeID
+// String names the kind as people read it in lists and metrics.
+func (k kind) String() string {
+	return [...]string{"repair", "drain", "decommission", "rule", "balance-leaders",
+		"balance-bytes", "hot", "merge", "split", "request"}[k]
 }
 
-// finished says whether the facts show the step's effect.
-func (s step) finished(r *rangeState) bool {
-	replica := replicaOn(r.desc, s.node)
-	switch s.kind {
-	case addLearner:
-		return replica != nil
-	case catchUp:
-		return replica != nil && (replica.GetRole() == roleVoter ||
-			slices.Contains(r.caughtUp, replica.GetReplicaId()))
-	case promote:
-		return replica != nil && replica.GetRole() == roleVoter
-	case demote:
-		return replica == nil || replica.GetRole() == roleLearner
-	case removeLearner:
-		return replica == nil
-	default:
-		return r.leader == s.node
-	}
-}
+// resendAfter is how long an order is given to show an effect before it goes out
+// again.
+const resendAfter = time.Second
 
-// hindrance says in words why the step can never be finished as things stand,
-// "" if it can.
-func (s step) hindrance(c *cluster, r *rangeState) string {
-	replica := replicaOn(r.desc, s.node)
-	n := c.nodes[s.node]
-	switch s.kind {
-	case addLearner, catchUp:
-		if s.kind == catchUp && replica == nil {
-			return fmt.Sprintf("the learner on %v is gone", s.node)
-		}
-		if n == nil || c.silence(n) > graceFactor*c.suspectAfter {
-			return fmt.Sprintf("%v is silent", s.node)
-		}
-	case promote:
-		if replica == nil {
-			return fmt.Sprintf("the learner on %v is gone", s.node)
-		}
-	case demote:
-		// Never through a removed leader: it would count itself out.
-		if r.leader == s.node {
-			return fmt.Sprintf("%v leads the range now", s.node)
-		}
-	case removeLearner:
-		if replica != nil && replica.GetRole() == roleVoter {
-			return fmt.Sprintf("the replica on %v votes", s.node)
-		}
-	case transferLeader:
-		if replica == nil || replica.GetRole() != roleVoter {
-			return fmt.Sprintf("%v has no voter of the range", s.node)
-		}
-		if n == nil || !n.mayLead() || slices.Contains(r.silent, replica.GetReplicaId()) {
-			return fmt.Sprintf("%v cannot lead now", s.node)
-		}
-	}
-	return ""
-}
-
-// timeout is how long the step may take.
-func (s step) timeout() time.Duration {
-	switch s.kind {
-	case catchUp:
-		return catchUpTimeout
-	case transferLeader:
-		return transferTimeout
-	default:
-		return changeTimeout
-	}
-}
-
-// effect returns by how much replicas and leaders of a node will change once
-// the step is done, as far as the range does not show it yet.
-func (s step) effect(r *rangeState, add func(n ids.NodeID, replicas, leaders int)) {
-	switch {
-	case s.finished(r):
-	case s.kind == addLearner:
-		add(s.node, +1, 0)
-	case s.kind == removeLearner:
-		add(s.node, -1, 0)
-	case s.kind == transferLeader:
-		add(s.node, 0, +1)
-		if r.leader != 0 {
-			add(r.leader, 0, -1)
-		}
-	}
-}
-
-// order returns the order that brings the step about, nil if there is nothing
-// to say (now).
-func (s step) order(r *rangeState, reason string) *metapb.Order {
-	o := &metapb.Order{
-		RangeId: r.desc.GetRangeId(), Generation: r.desc.GetGeneration(),
-		NodeId: uint64(s.node), Reason: reason,
-	}
-	replica := replicaOn(r.desc, s.node)
-	if replica != nil {
-		o.ReplicaId = replica.GetReplicaId()
-	}
-	switch s.kind {
-	case addLearner:
-		o.Kind = metapb.OrderKind_ORDER_KIND_ADD_LEARNER
-	case promote:
-		o.Kind = metapb.OrderKind_ORDER_KIND_PROMOTE
-	case demote:
-		o.Kind = metapb.OrderKind_ORDER_KIND_DEMOTE
-	case removeLearner:
-		o.Kind = metapb.OrderKind_ORDER_KIND_REMOVE_LEARNER
-	case transferLeader:
-		o.Kind = metapb.OrderKind_ORDER_KIND_TRANSFER_LEADER
-	default:
-		return nil
-	}
-	if joint(r.desc) { // a change is under way; the next fact tells how it ended
-		return nil
-	}
-	return o
-}
-
-// String says what the step does, for people.
-func (s step) String() string {
-	switch s.kind {
-	case addLearner:
-		return fmt.Sprintf("add a learner on %v", s.node)
-	case catchUp:
-		return fmt.Sprintf("wait for the learner on %v", s.node)
-	case promote:
-		return fmt.Sprintf("let %v vote", s.node)
-	case demote:
-		return fmt.Sprintf("take the vote of %v", s.node)
-	case removeLearner:
-		return fmt.Sprintf("remove the learner on %v", s.node)
-	default:
-		return fmt.Sprintf("let %v lead", s.node)
-	}
-}
-
-// operator is a plan for one range: steps in order, and why.
+// operator is a plan for one range, or for two that become one: steps in order,
+// and why.
 type operator struct {
-	id     ids.RangeID
-	from   ids.NodeID // of a leader transfer, which counts against MaxTransfers; else 0
+	id     uint64      // rises within a tenure; 0 until it begins
+	rng    ids.RangeID // the range; of a merge the left half
+	other  ids.RangeID // of a merge the right half; else 0. Both are busy.
+	kind   kind
+	from   ids.NodeID // of a mere leader transfer, which counts against MaxTransfers; else 0
+	blame  ids.NodeID // the dead, silent or leaving node that it was begun for; 0: none
 	reason string
 	steps  []step
 
 	at      int           // the step that runs
-	begun   time.Duration // of that step
+	created time.Duration // when it began
+	begun   time.Duration // when the step that runs did
 	sent    time.Duration // its last order
 	sentFor sentFor
+	indexed [2]ids.NodeID // the nodes whose reports may be answered with its orders
 }
 
 // sentFor is what an order was made for; if that changes it is sent at once.
 type sentFor struct {
 	at         int
 	generation ids.Generation
+	other      ids.Generation
 	leader     ids.NodeID
 	term       ids.Term
 }
 
-func newOperator(r *rangeState, reason string, steps ...step) *operator {
-	return &operator{id: r.id(), reason: reason, steps: steps, sent: never}
+func newOperator(r *rangeState, k kind, reason string, steps ...step) *operator {
+	return &operator{rng: r.id(), kind: k, reason: reason, steps: steps, sent: never}
+}
+
+// newTransfer is an operator that does nothing but move a leader. It fails as soon
+// as another node than the present one leads.
+func newTransfer(r *rangeState, k kind, to ids.NodeID, reason string) *operator {
+	op := newOperator(r, k, reason, step{kind: transferLeader, node: to})
+	op.from = r.leader
+	return op
+}
+
+// holds says whether the operator keeps a range busy.
+func (op *operator) holds(id ids.RangeID) bool { return id == op.rng || id == op.other }
+
+// rangeOf returns the range that a step is about, nil if it is gone.
+func (op *operator) rangeOf(c *cluster, s step) *rangeState {
+	if s.of != 0 {
+		return c.dir.byID[s.of]
+	}
+	return c.dir.byID[op.rng]
 }
 
 // String shows the operator with its steps, for people and logs.
 func (op *operator) String() string {
+	return fmt.Sprintf("%v: %s (%s)", op.rng, op.reason, strings.Join(op.stepWords(), ", "))
+}
+
+func (op *operator) stepWords() []string {
 	steps := make([]string, len(op.steps))
 	for i, s := range op.steps {
 		steps[i] = s.String()
 	}
-	return fmt.Sprintf("%v: %s (%s)", op.id, op.reason, strings.Join(steps, ", "))
+	return steps
 }
 
 // outcome is what became of an operator.
@@ -218,16 +108,22 @@ const (
 	running outcome = iota
 	succeeded
 	failed
+	cancelled // nothing went wrong: it has become pointless
 )
 
+// String names the outcome as people read it.
+func (o outcome) String() string {
+	return [...]string{"running", "done", "failed", "cancelled"}[o]
+}
+
 // advance moves an operator over the steps that the facts show to be done.
-// r is nil if the range is gone.
-func (op *operator) advance(c *cluster, r *rangeState) (outcome, string) {
-	if r == nil {
-		return failed, "the range is gone"
-	}
+func (op *operator) advance(c *cluster) (outcome, string) {
 	for ; op.at < len(op.steps); op.at, op.begun = op.at+1, c.now {
 		s := op.steps[op.at]
+		r := op.rangeOf(c, s)
+		if r == nil {
+			return failed, "the range is gone"
+		}
 		if s.finished(r) {
 			continue
 		}
@@ -246,42 +142,134 @@ func (op *operator) advance(c *cluster, r *rangeState) (outcome, string) {
 }
 
 // orderFor returns the order that node n should get now, if any.
-func (op *operator) orderFor(c *cluster, r *rangeState, n ids.NodeID) *metapb.Order {
-	if r == nil || r.leader != n || op.at >= len(op.steps) {
+func (op *operator) orderFor(c *cluster, n ids.NodeID) *metapb.Order {
+	if op.at >= len(op.steps) {
+		return nil
+	}
+	s := op.steps[op.at]
+	r := op.rangeOf(c, s)
+	if r == nil || r.leader != n {
 		return nil
 	}
 	now := sentFor{at: op.at, generation: r.generation(), leader: n, term: r.term}
+	if other := c.dir.byID[s.other]; other != nil {
+		now.other = other.generation()
+	}
 	if now == op.sentFor && c.now-op.sent < resendAfter {
 		return nil
 	}
-	order := op.steps[op.at].order(r, op.reason)
+	order := s.order(c, r, op.reason)
 	if order != nil {
 		op.sent, op.sentFor = c.now, now
 	}
 	return order
 }
 
+// copying visits the copies that the operator's leaders send at present: learners
+// that do not hold the log yet and are, or are about to be, sent a snapshot.
+func (op *operator) copying(c *cluster, visit func(r *rangeState, to ids.NodeID)) {
+	for _, s := range op.steps[op.at:] {
+		if s.kind != addLearner && s.kind != catchUp {
+			return
+		}
+		if r := op.rangeOf(c, s); r != nil && s.kind == catchUp && !s.finished(r) {
+			visit(r, s.node)
+		}
+	}
+}
+
+// Operators that run: by id, by each range that they hold, and by the nodes that
+// lead those ranges, so that the answer to a report costs what concerns its node.
+func (c *cluster) addOperator(op *operator) {
+	c.lastOperator++
+	op.id, op.created, op.begun = c.lastOperator, c.now, c.now
+	c.ops.Set(op.id, op)
+	c.holder[op.rng] = op
+	if op.other != 0 {
+		c.holder[op.other] = op
+	}
+	c.index(op)
+}
+
+func (c *cluster) removeOperator(op *operator) {
+	c.ops.Delete(op.id)
+	for _, id := range [...]ids.RangeID{op.rng, op.other} {
+		if c.holder[id] == op {
+			delete(c.holder, id)
+		}
+	}
+	for _, n := range op.indexed {
+		if n != 0 {
+			c.node(n).ops.Delete(op.id)
+		}
+	}
+	op.indexed = [2]ids.NodeID{}
+}
+
+// index puts an operator to the nodes that lead its ranges now.
+func (c *cluster) index(op *operator) {
+	var now [2]ids.NodeID
+	for i, id := range [...]ids.RangeID{op.rng, op.other} {
+		if r := c.dir.byID[id]; r != nil {
+			now[i] = r.leader
+		}
+	}
+	for _, n := range op.indexed {
+		if n != 0 {
+			c.node(n).ops.Delete(op.id)
+		}
+	}
+	for _, n := range now {
+		if n != 0 {
+			c.node(n).ops.Set(op.id, op)
+		}
+	}
+	op.indexed = now
+}
+
+// busy says whether an operator holds the range.
+func (c *cluster) busy(id ids.RangeID) bool { return c.holder[id] != nil }
+
 // influence counts what running operators will change into the nodes' load.
 func (c *cluster) influence() {
 	for _, n := range c.nodes { // order-free
-		n.pendingReplicas, n.pendingLeaders = 0, 0
+		n.pending = pending{}
 	}
-	c.ops.Scan(func(_ ids.RangeID, op *operator) bool {
+	c.ops.Scan(func(_ uint64, op *operator) bool {
 		c.expect(op)
 		return true
 	})
 }
 
-// expect adds the effects of one operator.
+// expect adds the effects of one operator, which need not have begun.
 func (c *cluster) expect(op *operator) {
-	r := c.dir.byID[op.id]
-	if r == nil {
-		return
-	}
 	for _, s := range op.steps[op.at:] {
-		s.effect(r, func(n ids.NodeID, replicas, leaders int) {
-			c.node(n).pendingReplicas += replicas
-			c.node(n).pendingLeaders += leaders
+		r := op.rangeOf(c, s)
+		if r == nil {
+			continue
+		}
+		s.effect(c, r, func(n ids.NodeID, replicas, leaders int, l load) {
+			p := &c.node(n).pending
+			p.replicas += replicas
+			p.leaders += leaders
+			p.load.add(l)
 		})
 	}
+	op.copying(c, func(r *rangeState, to ids.NodeID) {
+		p := &c.node(to).pending
+		p.receiving++
+		p.receivingBytes += r.load.bytes
+		if r.leader != 0 {
+			c.node(r.leader).pending.sending++
+		}
+	})
+}
+
+// pending is what running operators will add to a node, or take from it.
+type pending struct {
+	replicas, leaders int
+	load              load
+	// Snapshots that it receives and sends at present, by the operators.
+	receiving, sending int
+	receivingBytes     int64
 }

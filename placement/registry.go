@@ -21,7 +21,10 @@ var (
 	// directory that was wiped or mixed up must not speak for what it forgot.
 	ErrOtherStore = errors.New("join refused: the node id belongs to another store")
 	// ErrUnknownNode says that the cluster never gave out this node id.
-	ErrUnknownNode = errors.New("join refused: the cluster does not know the node id")
+	ErrUnknownNode = errors.New("the cluster does not know this node id")
+	// ErrDecommissioned says that the node was decommissioned: it holds nothing any
+	// more, and its id is never used again.
+	ErrDecommissioned = fmt.Errorf("join %w: the node was decommissioned", ErrRefused)
 	// ErrBadJoin says that the request lacks something.
 	ErrBadJoin = errors.New("join refused: incomplete request")
 )
@@ -58,7 +61,14 @@ func (d *Driver) load(start []byte) {
 			last := rows[len(rows)-1].Key
 			d.load(append(append([]byte(nil), last...), 0))
 		default:
-			d.checkVersion()
+			d.readAll(func(err error) {
+				if err != nil {
+					d.loading = false
+					d.trouble = fmt.Sprintf("what placement is to do cannot be read: %v", err)
+					return
+				}
+				d.checkVersion()
+			})
 		}
 	})
 }
@@ -107,7 +117,7 @@ func (d *Driver) checkVersion() {
 // store id, a known one confirms its id and may bring new addresses. Repeating
 // a join is harmless, also when the reply to the first was lost. done is called
 // once, possibly before Join returns; see ErrAskAgain, ErrWrongCluster,
-// ErrOtherStore, ErrUnknownNode, ErrBadJoin.
+// ErrOtherStore, ErrUnknownNode, ErrDecommissioned, ErrBadJoin.
 func (d *Driver) Join(r *adminpb.JoinRequest, done func(*adminpb.JoinReply, error)) {
 	n := r.GetNode()
 	switch {
@@ -181,6 +191,10 @@ func (d *Driver) won(n *metapb.NodeDescriptor, key, value []byte,
 		done(nil, err)
 		return
 	}
+	if err := d.departed(ids.NodeID(id)); err != nil {
+		done(nil, err)
+		return
+	}
 	n = proto.CloneOf(n)
 	n.NodeId = id
 	d.describe(n, true, func(err error) { d.welcome(ids.NodeID(id), err, done) })
@@ -190,12 +204,25 @@ func (d *Driver) won(n *metapb.NodeDescriptor, key, value []byte,
 // one that no join gave out: ranges.Bootstrap made it.
 func (d *Driver) rejoin(n *metapb.NodeDescriptor, done func(*adminpb.JoinReply, error)) {
 	id := ids.NodeID(n.GetNodeId())
+	if err := d.departed(id); err != nil {
+		done(nil, err)
+		return
+	}
 	finish := func(err error) { d.welcome(id, err, done) }
 	if id == founderNode {
 		d.claimFounder(n, finish)
 		return
 	}
 	d.describe(n, false, finish)
+}
+
+// departed refuses a node that was decommissioned.
+func (d *Driver) departed(id ids.NodeID) error {
+	if n := d.cluster.nodes[id]; n == nil || !n.gone() {
+		return nil
+	}
+	return fmt.Errorf("%w: %v holds nothing any more, and others have taken its place: start it "+
+		"with an empty data directory and --join to add it as a new node", ErrDecommissioned, id)
 }
 
 // claimFounder registers node 1. Its descriptor first: that is what decides
@@ -227,7 +254,7 @@ func (d *Driver) describe(n *metapb.NodeDescriptor, create bool, done func(error
 		decide: func(old []byte, version hlc.Timestamp) ([]byte, bool, error) {
 			if version == 0 {
 				if !create {
-					return nil, false, fmt.Errorf("%w: %v; start it with an empty data "+
+					return nil, false, fmt.Errorf("join refused: %w: %v; start it with an empty data "+
 						"directory and --join to add it as a new node", ErrUnknownNode, id)
 				}
 				next, err := encodeNode(n)
@@ -341,7 +368,7 @@ func (d *Driver) take(counter string, begin, count uint64, done func(uint64, err
 func (c *cluster) descriptors() []*metapb.NodeDescriptor {
 	var all []*metapb.NodeDescriptor
 	for _, id := range c.order {
-		if n := c.nodes[id]; n.desc != nil {
+		if n := c.nodes[id]; n.desc != nil && !n.gone() {
 			all = append(all, n.desc)
 		}
 	}

@@ -7,45 +7,145 @@ import (
 	"strings"
 
 	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/placement/rules"
 )
 
-// survey is what the checker sees of one range.
-type survey struct {
-	voters, dead, learners []ids.NodeID
-	candidates             []ids.NodeID // may become voters, the best first
-	waiting                int          // nodes that may become candidates by themselves
+// grow adds voters up to want. All learners are made ready before the first is
+// promoted, so that the range passes quickly over even numbers of voters.
+func grow(c *cluster, r *rangeState, s survey, want int) plan {
+	others, taken := c.labelsOf(r, 0), slices.Clone(s.voters)
+	var chosen []ids.NodeID
+	for len(s.voters)+len(chosen) < want {
+		n, paced := c.find(wish{r: r, others: others, taken: taken})
+		if n == nil {
+			return plan{paced: paced}
+		}
+		chosen, taken = append(chosen, n.id), append(taken, n.id)
+		others = append(others, n.labels)
+	}
+	var steps []step
+	for _, kind := range []stepKind{addLearner, catchUp, promote} {
+		for _, n := range chosen {
+			steps = append(steps, step{kind: kind, node: n})
+		}
+	}
+	return plan{op: newOperator(r, kindRepair, fmt.Sprintf("%d of %d copies vote, %s to be added",
+		len(s.voters), r.rule.Replicas, names(chosen)), steps...)}
 }
 
-func (c *cluster) survey(r *rangeState) survey {
-	var s survey
-	for _, p := range r.desc.GetReplicas() {
-		id := ids.NodeID(p.GetNodeId())
-		switch {
-		case p.GetRole() == roleLearner:
-			s.learners = append(s.learners, id)
-			continue
-		case c.nodes[id].phase == phaseDead:
-			s.dead = append(s.dead, id)
-		}
-		s.voters = append(s.voters, id)
+// replace moves the copy of a dead node to a live one.
+func replace(c *cluster, r *rangeState, s survey) plan {
+	dead := s.dead[0]
+	n := c.nodes[dead]
+	why := fmt.Sprintf("%v has been silent for %s", dead, words(c.silence(n)))
+	if n.gone() {
+		why = fmt.Sprintf("%v is decommissioned", dead)
 	}
-	for _, id := range c.order {
-		n := c.nodes[id]
-		switch {
-		case n.desc == nil || n.phase == phaseDead || slices.Contains(s.voters, id):
-		case n.mayHold(), slices.Contains(s.learners, id) && n.phase >= phaseLive:
-			s.candidates = append(s.candidates, id)
-		case n.phase < phaseLive || !n.full || n.draining:
-			s.waiting++
+	return c.move(r, s, dead, kindRepair, why)
+}
+
+// evacuate moves a copy off a node that is decommissioned, one that its leader need
+// not leave first.
+func evacuate(c *cluster, r *rangeState, s survey) plan {
+	from := others(s.leaves, r.leader)
+	return c.move(r, s, from, kindDecommission, fmt.Sprintf("%v is being decommissioned", from))
+}
+
+// expel moves a copy off a node where the rule allows none.
+func expel(c *cluster, r *rangeState, s survey) plan {
+	from := others(s.misplaced, r.leader)
+	return c.move(r, s, from, kindRule, r.rule.Why(c.nodes[from].labels)+
+		fmt.Sprintf(" (%v)", from))
+}
+
+// others returns the first node that is not the leader, or the leader if it is alone.
+func others(all []ids.NodeID, leader ids.NodeID) ids.NodeID {
+	if all[0] == leader && len(all) > 1 {
+		return all[1]
+	}
+	return all[0]
+}
+
+// move plans to bring the copy on a node to the best other one.
+func (c *cluster) move(r *rangeState, s survey, from ids.NodeID, k kind, why string) plan {
+	to, paced := c.find(wish{r: r, others: c.labelsOf(r, from), taken: s.voters})
+	if to == nil {
+		return plan{paced: paced}
+	}
+	steps := c.moveSteps(r, from, to.id)
+	if steps == nil {
+		return plan{}
+	}
+	op := newOperator(r, k, fmt.Sprintf("%s, its copy goes to %v", why, to.id), steps...)
+	op.blame = from
+	return plan{op: op}
+}
+
+// shrink takes voters away, down to want: those that are too many, or one of an even
+// number that cannot become odd otherwise; never the leader.
+func shrink(c *cluster, r *rangeState, s survey, want int) *operator {
+	rest := slices.Clone(s.voters)
+	var last []ids.NodeID
+	for len(rest) > want {
+		id := c.dispensable(r, rest)
+		if id == 0 {
+			break
+		}
+		rest = slices.DeleteFunc(rest, func(n ids.NodeID) bool { return n == id })
+		last = append(last, id)
+	}
+	if len(last) == 0 {
+		return nil
+	}
+	var steps []step
+	for _, kind := range []stepKind{demote, removeLearner} {
+		for _, n := range last {
+			steps = append(steps, step{kind: kind, node: n})
 		}
 	}
-	slices.SortStableFunc(s.candidates, func(a, b ids.NodeID) int {
+	reason := fmt.Sprintf("%d copies vote, one is too many: %s stops", len(s.voters), names(last))
+	if len(last) > 1 {
+		reason = fmt.Sprintf("%d copies vote, %d are too many: %s stop", len(s.voters), len(last),
+			names(last))
+	}
+	return newOperator(r, kindRepair, reason, steps...)
+}
+
+// dispensable returns the voter that a range can spare best, 0 if it is only its
+// leader: a dead one, then one whose node is silent, one on its way out, one where
+// the rule wants none, one that stands nearest to the others, one on a node that is
+// draining (it keeps its copies, so that is no reason to crowd a zone), the one on the
+// fullest node.
+func (c *cluster) dispensable(r *rangeState, from []ids.NodeID) ids.NodeID {
+	near := func(id ids.NodeID) int {
+		var rest []rules.Labels
+		for _, o := range from {
+			if o != id {
+				rest = append(rest, c.nodes[o].labels)
+			}
+		}
+		return r.rule.Adds(rest, c.nodes[id].labels)
+	}
+	order := func(a, b ids.NodeID) int {
+		na, nb := c.nodes[a], c.nodes[b]
 		return cmp.Or(
-			compareFlags(a == r.avoid, b == r.avoid),
-			compareFlags(!slices.Contains(s.learners, a), !slices.Contains(s.learners, b)),
-			cmp.Compare(c.nodes[a].replicas(), c.nodes[b].replicas()))
-	})
-	return s
+			cmp.Compare(min(na.phase, phaseLive), min(nb.phase, phaseLive)),
+			compareFlags(na.standing < standingDecommissioning,
+				nb.standing < standingDecommissioning),
+			compareFlags(r.rule.Allows(na.labels), r.rule.Allows(nb.labels)),
+			cmp.Compare(near(b), near(a)),
+			cmp.Compare(nb.standing, na.standing),
+			cmp.Compare(nb.fill(), na.fill()),
+			cmp.Compare(nb.replicas(), na.replicas()),
+			cmp.Compare(b, a))
+	}
+	var best ids.NodeID
+	for _, id := range from {
+		if id != r.leader && (best == 0 || order(id, best) < 0) {
+			best = id
+		}
+	}
+	return best
 }
 
 // compareFlags orders false before true.
@@ -60,90 +160,14 @@ func compareFlags(a, b bool) int {
 	}
 }
 
-// checkReplicas returns what should be done about the replicas of r, nil if
-// nothing or nothing now. Pure: it goes by the state of the range alone, so it
-// also finishes or undoes what an operator, of this driver or an earlier one,
-// left half done.
-func checkReplicas(c *cluster, r *rangeState) *operator {
-	if r.restUntil > c.now || r.health.leaderless || joint(r.desc) {
-		return nil
-	}
-	s := c.survey(r)
-	reachable := len(s.voters) + len(s.candidates)
-	want := oddFloor(min(c.factor, reachable))
-	even := len(s.voters)%2 == 0
-	switch {
-	case len(s.voters) < want:
-		return grow(c, r, s, want)
-	case len(s.voters) > c.factor, even && len(s.voters) > want && s.waiting == 0:
-		return shrink(c, r, s)
-	case len(s.dead) > 0 && len(s.candidates) > 0:
-		return replace(c, r, s)
-	case len(s.learners) == 0:
-		return nil
-	case (len(s.dead) > 0 || len(s.voters) < c.factor) && s.waiting > 0:
-		return nil // a learner may still be of use when its node, or another, is back
-	default:
-		return tidy(r, s)
-	}
-}
-
-// grow adds voters up to want. All learners are made ready before the first is
-// promoted, so that the range passes quickly over even numbers of voters.
-func grow(c *cluster, r *rangeState, s survey, want int) *operator {
-	chosen := s.candidates[:want-len(s.voters)]
-	var steps []step
-	for _, kind := range []stepKind{addLearner, catchUp, promote} {
-		for _, n := range chosen {
-			steps = append(steps, step{kind, n})
-		}
-	}
-	return newOperator(r, fmt.Sprintf("%d of %d copies vote, %s to be added",
-		len(s.voters), c.factor, names(chosen)), steps...)
-}
-
-// replace moves the copy of a dead node to a live one. The new copy votes
-// before the old one stops to, so that the number of live voters never falls.
-func replace(c *cluster, r *rangeState, s survey) *operator {
-	dead, target := s.dead[0], s.candidates[0]
-	return newOperator(r, fmt.Sprintf("%v has been silent for %s, its copy goes to %v",
-		dead, words(c.silence(c.nodes[dead])), target),
-		step{addLearner, target}, step{catchUp, target}, step{promote, target},
-		step{demote, dead}, step{removeLearner, dead})
-}
-
-// shrink takes one voter away: one too many, or one of an even number that
-// cannot become odd otherwise. The dead go first, then those whose node is
-// silent, then those on full nodes; never the leader.
-func shrink(c *cluster, r *rangeState, s survey) *operator {
-	var choice []ids.NodeID
-	for _, n := range s.voters {
-		if n != r.leader {
-			choice = append(choice, n)
-		}
-	}
-	if len(choice) == 0 {
-		return nil
-	}
-	last := slices.MinFunc(choice, func(a, b ids.NodeID) int {
-		na, nb := c.nodes[a], c.nodes[b]
-		return cmp.Or(
-			cmp.Compare(min(na.phase, phaseLive), min(nb.phase, phaseLive)),
-			cmp.Compare(nb.replicas(), na.replicas()),
-			cmp.Compare(b, a))
-	})
-	return newOperator(r, fmt.Sprintf("%d copies vote, one is too many: %v stops",
-		len(s.voters), last), step{demote, last}, step{removeLearner, last})
-}
-
 // tidy removes learners that nobody needs.
 func tidy(r *rangeState, s survey) *operator {
 	var steps []step
 	for _, n := range s.learners {
-		steps = append(steps, step{removeLearner, n})
+		steps = append(steps, step{kind: removeLearner, node: n})
 	}
-	return newOperator(r, fmt.Sprintf("the learners on %s are left over", names(s.learners)),
-		steps...)
+	return newOperator(r, kindRepair, fmt.Sprintf("the learners on %s are left over",
+		names(s.learners)), steps...)
 }
 
 func names(nodes []ids.NodeID) string {

@@ -3,6 +3,7 @@ package placement
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,7 +12,8 @@ import (
 )
 
 // situation builds a cluster value: nodes by phase letter (s settled, l live,
-// q silent, d dead, f full, x draining), and one range with the given replicas.
+// q silent, d dead, f full, x stopping, D drained, L decommissioned, G gone), and one
+// range with the given replicas.
 func situation(factor int, nodes string, caughtUp bool, leader uint64,
 	replicas ...*metapb.Replica) (*cluster, *rangeState) {
 	c := newCluster(Config{ReplicationFactor: factor}.withDefaults(), 0)
@@ -32,9 +34,16 @@ func situation(factor int, nodes string, caughtUp bool, leader uint64,
 			n.crowded = true
 		case 'x':
 			n.draining = true
+		case 'D':
+			c.setStanding(n, standingDraining, 1)
+		case 'L':
+			c.setStanding(n, standingDecommissioning, 1)
+		case 'G':
+			c.setStanding(n, standingDecommissioned, 1)
 		}
 		c.rephase(n)
 	}
+	c.sweepSome()
 	f := &metapb.RangeFact{LeaderNode: leader, Term: 1, Descriptor_: &metapb.RangeDescriptor{
 		RangeId: 7, Start: []byte{0x20}, End: []byte{0x21}, Generation: 1, Replicas: replicas}}
 	for _, p := range replicas {
@@ -84,7 +93,7 @@ func stories() []story {
 			"unvote 2 remove 2"},
 		{"three are enough", 3, "ssss", 1, replicas{v(1), v(2), v(3)}, ""},
 		{"a dead node is replaced", 3, "sdss", 1, replicas{v(1), v(2), v(3)},
-			"add 4 wait 4 vote 4 unvote 2 remove 2"},
+			"add 4 wait 4 swap 4 for 2 remove 2"},
 		{"a silent one is not", 3, "sqss", 1, replicas{v(1), v(2), v(3)}, ""},
 		{"no spare, nothing", 3, "sds", 1, replicas{v(1), v(2), v(3)}, ""},
 		{"four come down to three", 3, "ssss", 1, replicas{v(1), v(2), v(3), v(4)},
@@ -108,8 +117,28 @@ func stories() []story {
 		{"an even factor counts as the odd one below", 4, "ssss", 1,
 			replicas{v(1), v(2), v(3)}, ""},
 		{"a factor of one needs one", 1, "sss", 1, replicas{v(1)}, ""},
-		{"a lower factor sheds copies one by one", 1, "sss", 2, replicas{v(1), v(2), v(3)},
-			"unvote 3 remove 3"},
+		{"a drained node keeps its copies", 3, "sDss", 1, replicas{v(1), v(2), v(3)}, ""},
+		{"and gets none", 3, "ssD", 1, replicas{v(1)}, ""},
+		{"copies leave a node for good", 3, "sLss", 1, replicas{v(1), v(2), v(3)},
+			"add 4 wait 4 swap 4 for 2 remove 2"},
+		{"its leader hands over before", 3, "Lsss", 1, replicas{v(1), v(2), v(3)},
+			"add 4 wait 4 lead 2 swap 4 for 1 remove 1"},
+		{"of two that leave, not the leader's first", 3, "LLssss", 1,
+			replicas{v(1), v(2), v(3)}, "add 4 wait 4 swap 4 for 2 remove 2"},
+		{"nobody can lead instead", 3, "Lqqs", 1, replicas{v(1), v(2), v(3)}, ""},
+		{"a single copy leaves through two", 1, "Ls", 1, replicas{v(1)},
+			"add 2 wait 2 vote 2 lead 2 unvote 1 remove 1"},
+		{"with nowhere to go it stays", 3, "sLs", 1, replicas{v(1), v(2), v(3)}, ""},
+		{"a learner of a former driver is used to leave", 3, "sLsss", 1,
+			replicas{v(1), v(2), v(3), l(5)}, "add 5 wait 5 swap 5 for 2 remove 2"},
+		{"what is lost counts before what leaves", 3, "sLdss", 1, replicas{v(1), v(2), v(3)},
+			"add 4 wait 4 swap 4 for 3 remove 3"},
+		{"a decommissioned node that still has a copy lost it", 3, "sGss", 1,
+			replicas{v(1), v(2), v(3)}, "add 4 wait 4 swap 4 for 2 remove 2"},
+		{"five come down to three at once", 3, "sssss", 1,
+			replicas{v(1), v(2), v(3), v(4), v(5)}, "unvote 5 unvote 4 remove 5 remove 4"},
+		{"a lower factor sheds copies", 1, "sss", 2, replicas{v(1), v(2), v(3)},
+			"unvote 3 unvote 1 remove 3 remove 1"},
 	}
 }
 
@@ -117,14 +146,10 @@ func TestWhatARangeNeedsFollowsFromItsStateAlone(t *testing.T) {
 	t.Parallel()
 	for _, s := range stories() {
 		c, r := situation(s.factor, s.nodes, false, s.leader, s.replicas...)
-		before := fmt.Sprint(*r, c.attention, c.ops.Len())
+		before := fmt.Sprint(*r, c.attention.Len(), c.ops.Len())
 		got := ""
-		if op := checkReplicas(c, r); op != nil {
-			for _, st := range op.steps {
-				got += fmt.Sprintf(" %s %d",
-					[]string{"add", "wait", "vote", "unvote", "remove", "lead"}[st.kind], st.node)
-			}
-			got = got[1:]
+		if op := check(c, r).op; op != nil {
+			got = brief(op)
 			if op.reason == "" || op.String() == "" {
 				t.Errorf("%s: no reason", s.story)
 			}
@@ -132,7 +157,7 @@ func TestWhatARangeNeedsFollowsFromItsStateAlone(t *testing.T) {
 		if got != s.want {
 			t.Errorf("%s: %q, want %q", s.story, got, s.want)
 		}
-		if after := fmt.Sprint(*r, c.attention, c.ops.Len()); after != before {
+		if after := fmt.Sprint(*r, c.attention.Len(), c.ops.Len()); after != before {
 			t.Errorf("%s: the checker changed what it looks at", s.story)
 		}
 		if got != "" && r.health.need == needNothing {
@@ -140,6 +165,23 @@ func TestWhatARangeNeedsFollowsFromItsStateAlone(t *testing.T) {
 		}
 		verify(t, c)
 	}
+}
+
+// brief shows the steps of an operator in few words.
+func brief(op *operator) string {
+	var all []string
+	for _, s := range op.steps {
+		text := fmt.Sprintf("%s %d", []string{"add", "wait", "vote", "unvote", "remove", "lead",
+			"swap", "split", "merge"}[s.kind], s.node)
+		if s.of != 0 {
+			text = fmt.Sprintf("%v:%s", s.of, text)
+		}
+		if s.from != 0 {
+			text += fmt.Sprintf(" for %d", s.from)
+		}
+		all = append(all, text)
+	}
+	return strings.Join(all, " ")
 }
 
 // Bug class: a change of membership drops the learner flag, and a learner
@@ -209,25 +251,25 @@ func naiveTolerance(replicas []*metapb.Replica, nodes string) int {
 func TestOrdersGoOutAgainOnlyAfterAWhile(t *testing.T) {
 	t.Parallel()
 	c, r := situation(3, "sss", false, 1, voter(1, 1))
-	op := checkReplicas(c, r)
-	first := op.orderFor(c, r, 1)
+	op := check(c, r).op
+	first := op.orderFor(c, 1)
 	if first.GetKind() != metapb.OrderKind_ORDER_KIND_ADD_LEARNER || first.GetNodeId() != 2 ||
 		first.GetGeneration() != 1 || first.GetReason() == "" {
 		t.Fatalf("%v", first)
 	}
-	if again := op.orderFor(c, r, 1); again != nil {
+	if again := op.orderFor(c, 1); again != nil {
 		t.Fatalf("sent twice: %v", again)
 	}
-	if other := op.orderFor(c, r, 2); other != nil {
+	if other := op.orderFor(c, 2); other != nil {
 		t.Fatalf("sent to a follower: %v", other)
 	}
 	c.now += resendAfter
-	if op.orderFor(c, r, 1) == nil {
+	if op.orderFor(c, 1) == nil {
 		t.Fatal("not sent again")
 	}
 	// A new leader gets it at once.
 	c.learn(2, &metapb.RangeFact{LeaderNode: 2, Term: 2, Descriptor_: r.desc})
-	if op.orderFor(c, r, 2) == nil {
+	if op.orderFor(c, 2) == nil {
 		t.Fatal("not sent to the new leader")
 	}
 }
@@ -248,7 +290,7 @@ func TestLeadershipStaysWhileALearnerNeedsTheLog(t *testing.T) {
 	} {
 		c, r := situation(3, "sss", s.caughtUp, 1, voter(1, 1), voter(2, 2), learner(3, 3))
 		r.silent = s.silent
-		c.nodes[1].pendingLeaders = 5
+		c.nodes[1].pending.leaders = 5
 		ops, _ := spreadLeaders(c, 8)
 		if len(ops) != s.want {
 			t.Errorf("%s: %d transfers, want %d", s.story, len(ops), s.want)
@@ -285,7 +327,7 @@ func TestTheSpreadOfLeadersEndsEvenWhateverTheStart(t *testing.T) {
 				break
 			}
 			for _, op := range ops {
-				r := c.dir.byID[op.id]
+				r := c.dir.byID[op.rng]
 				c.learn(op.steps[0].node, &metapb.RangeFact{LeaderNode: uint64(op.steps[0].node),
 					Term: uint64(r.term) + 1, Descriptor_: r.desc})
 			}

@@ -68,3 +68,7 @@ func (r *rangeState) lagging() bool {
 		return p.GetRole() == roleLearner && !slices.Contains(r.caughtUp, p.GetReplicaId())
 	})
 }
+
+// changing says whether r is between two configurations or part of a merge: its
+// leader takes no orders then, and ends it by itself.
+func (r *rangeState) changing() bool { return joint(r.desc) || r.desc.GetMerge() != nil }

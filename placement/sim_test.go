@@ -1,7 +1,6 @@
 package placement
 
 import (
-	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -26,8 +25,11 @@ type world struct {
 	loss   float64    // of reports, and of replies
 
 	executed map[metapb.OrderKind]int
+	swaps    int // promotions that took another's vote
 	refused  int
 	sent     int
+	config   Config // of drivers to come
+	lastID   ids.RangeID
 }
 
 type simNode struct {
@@ -39,6 +41,7 @@ type simNode struct {
 	next    time.Duration
 	dirty   map[ids.RangeID]bool
 	noSnaps bool // learners here never catch up
+	started time.Duration
 }
 
 type simRange struct {
@@ -50,6 +53,11 @@ type simRange struct {
 	vacant  time.Duration // time without a leader
 	pairFor time.Duration // longest time with exactly two voters
 	pair    time.Duration
+
+	bytes         int64
+	cpu           uint64
+	writes, reads float64
+	hot           string // why it is not split
 }
 
 const tick = 100 * time.Millisecond
@@ -58,7 +66,7 @@ func newWorld(t *testing.T, seed uint64, userRanges int) *world {
 	t.Helper()
 	t.Logf("seed %d", seed)
 	w := &world{
-		t: t, rng: rand.New(rand.NewPCG(seed, 1)), kv: newMemKV(), driver: 1,
+		t: t, rng: rand.New(rand.NewPCG(seed, 1)), kv: newMemKV(), driver: 1, lastID: 5000,
 		ranges: make(map[ids.RangeID]*simRange), executed: make(map[metapb.OrderKind]int),
 	}
 	w.addRange(1, []byte{0x10}, []byte{0x20})
@@ -84,29 +92,31 @@ func (w *world) addRange(id ids.RangeID, start, end []byte) {
 			RangeId: uint64(id), Start: start, End: end, Generation: 1, NextReplicaId: 2,
 			Replicas: []*metapb.Replica{{NodeId: 1, ReplicaId: 1}},
 		},
-		leader: 1, term: 1,
+		leader: 1, term: 1, bytes: 20 << 20,
 		caught: make(map[uint64]time.Duration), told: make(map[uint64]bool),
 	}
 }
 
 // start adds a node whose store is numbered like itself.
 func (w *world) start(id ids.NodeID) *simNode {
-	n := &simNode{id: id, up: true, full: true, dirty: make(map[ids.RangeID]bool)}
+	n := &simNode{id: id, up: true, full: true, dirty: make(map[ids.RangeID]bool), started: w.now}
 	n.desc = &metapb.NodeDescriptor{
 		NodeId: uint64(id), StoreId: 1000 + uint64(id), Address: fmt.Sprintf("h%d:1", id), Life: 1,
 	}
-	n.d = NewDriver(Config{Self: id, ClusterID: 7, KV: w.kv, DeadAfter: time.Minute})
+	cfg := w.config
+	cfg.Self, cfg.ClusterID, cfg.KV, cfg.DeadAfter = id, 7, w.kv, time.Minute
+	n.d = NewDriver(cfg)
 	w.nodes = append(w.nodes, n)
 	return n
 }
 
 // join adds a node by a join through the driver.
-func (w *world) join() *simNode {
+func (w *world) join(locality ...string) *simNode {
 	w.t.Helper()
 	var id ids.NodeID
 	store := uint64(1000 + len(w.nodes) + 1)
 	w.node(w.driver).d.Join(&adminpb.JoinRequest{
-		Node: &metapb.NodeDescriptor{StoreId: store, Address: "new:1", Life: 1},
+		Node: &metapb.NodeDescriptor{StoreId: store, Address: "new:1", Life: 1, Locality: locality},
 	}, func(r *adminpb.JoinReply, err error) {
 		if err != nil {
 			w.t.Fatal(err)
@@ -114,7 +124,7 @@ func (w *world) join() *simNode {
 		id = ids.NodeID(r.GetNodeId())
 	})
 	n := w.start(id)
-	n.desc.StoreId = store
+	n.desc.StoreId, n.desc.Locality = store, locality
 	return n
 }
 
@@ -162,7 +172,7 @@ func (w *world) dump() {
 		w.t.Logf("%v leader %v term %d %v", id, w.ranges[id].leader, w.ranges[id].term,
 			w.ranges[id].desc.GetReplicas())
 	}
-	d.cluster.ops.Scan(func(_ ids.RangeID, op *operator) bool {
+	d.cluster.ops.Scan(func(_ uint64, op *operator) bool {
 		w.t.Logf("running at %d: %v", op.at, op)
 		return true
 	})
@@ -251,7 +261,8 @@ func (w *world) tell(r *simRange) {
 }
 
 func (w *world) report(n *simNode) {
-	msg := &metapb.NodeReport{Node: n.desc, Full: n.full}
+	msg := &metapb.NodeReport{Node: n.desc, Full: n.full, DiskBytes: 1 << 40,
+		DiskFreeBytes: 1 << 39, UptimeSeconds: (w.now - n.started).Seconds()}
 	for _, id := range w.ids() {
 		r := w.ranges[id]
 		for _, p := range r.desc.GetReplicas() {
@@ -264,7 +275,9 @@ func (w *world) report(n *simNode) {
 		}
 		msg.Leaders++
 		if n.full || n.dirty[id] {
-			f := &metapb.RangeFact{Descriptor_: r.desc, LeaderNode: uint64(n.id), Term: r.term}
+			f := &metapb.RangeFact{Descriptor_: r.desc, LeaderNode: uint64(n.id), Term: r.term,
+				Stats: &metapb.RangeStats{ValueBytes: r.bytes}, CpuMicrosPerSecond: r.cpu,
+				WritesPerSecond: r.writes, ReadsPerSecond: r.reads, HotBecause: r.hot}
 			for _, p := range r.desc.GetReplicas() {
 				if r.told[p.GetReplicaId()] && p.GetRole() == roleLearner {
 					f.CaughtUp = append(f.CaughtUp, p.GetReplicaId())
@@ -290,61 +303,6 @@ func (w *world) report(n *simNode) {
 	for _, o := range reply.GetOrders() {
 		w.obey(n, o)
 	}
-}
-
-// obey executes an order as the leader of a range does, or refuses it.
-func (w *world) obey(n *simNode, o *metapb.Order) {
-	r := w.ranges[ids.RangeID(o.GetRangeId())]
-	if r.leader != n.id || r.desc.GetGeneration() != o.GetGeneration() {
-		w.refused++
-		return
-	}
-	next := &metapb.RangeDescriptor{
-		RangeId: r.desc.RangeId, Start: r.desc.Start, End: r.desc.End,
-		Generation: r.desc.Generation + 1, NextReplicaId: r.desc.NextReplicaId,
-	}
-	for _, p := range r.desc.GetReplicas() {
-		next.Replicas = append(next.Replicas,
-			&metapb.Replica{NodeId: p.NodeId, ReplicaId: p.ReplicaId, Role: p.Role})
-	}
-	target := replicaOn(next, ids.NodeID(o.GetNodeId()))
-	known := target != nil && target.GetReplicaId() == o.GetReplicaId()
-	ok := false
-	switch o.GetKind() {
-	case metapb.OrderKind_ORDER_KIND_ADD_LEARNER:
-		if ok = target == nil; ok {
-			id := next.NextReplicaId
-			next.NextReplicaId++
-			next.Replicas = append(next.Replicas,
-				&metapb.Replica{NodeId: o.GetNodeId(), ReplicaId: id, Role: roleLearner})
-			r.caught[id] = w.now + time.Duration(500+w.rng.IntN(2500))*time.Millisecond
-		}
-	case metapb.OrderKind_ORDER_KIND_PROMOTE:
-		if ok = known && target.Role == roleLearner && r.told[target.ReplicaId]; ok {
-			target.Role = roleVoter
-		}
-	case metapb.OrderKind_ORDER_KIND_DEMOTE:
-		if ok = known && target.Role == roleVoter && r.leader != ids.NodeID(target.NodeId); ok {
-			target.Role = roleLearner
-		}
-	case metapb.OrderKind_ORDER_KIND_REMOVE_LEARNER:
-		if ok = known && target.Role == roleLearner; ok {
-			next.Replicas = slices.DeleteFunc(next.Replicas,
-				func(p *metapb.Replica) bool { return p == target })
-		}
-	case metapb.OrderKind_ORDER_KIND_TRANSFER_LEADER:
-		if ok = known && target.Role == roleVoter && w.isUp(target.NodeId); ok {
-			r.leader, r.term = ids.NodeID(target.NodeId), r.term+1
-			next.Generation--
-		}
-	}
-	if !ok {
-		w.refused++
-		return
-	}
-	w.executed[o.GetKind()]++
-	r.desc = next
-	w.tell(r)
 }
 
 func (w *world) allHave(voters int) func() bool {
@@ -385,30 +343,4 @@ func (w *world) quiet(d time.Duration) {
 		w.t.Fatalf("%d orders and %d writes in a cluster at rest", w.sent-before,
 			w.kv.writes-writes)
 	}
-}
-
-// split cuts a range in the middle, as ranges do by themselves.
-func (w *world) split(id, right ids.RangeID) {
-	r := w.ranges[id]
-	if r.leader == 0 {
-		return
-	}
-	at := append(bytes.Clone(r.desc.GetStart()), 0x80)
-	if bytes.Compare(at, r.desc.GetEnd()) >= 0 {
-		return
-	}
-	half := func(id ids.RangeID, start, end []byte) *metapb.RangeDescriptor {
-		return &metapb.RangeDescriptor{RangeId: uint64(id), Start: start, End: end,
-			Generation: r.desc.Generation + 1, NextReplicaId: r.desc.NextReplicaId,
-			Replicas: r.desc.GetReplicas()}
-	}
-	n := &simRange{desc: half(right, at, r.desc.GetEnd()), leader: r.leader, term: 1,
-		caught: make(map[uint64]time.Duration), told: make(map[uint64]bool)}
-	for replica, when := range r.caught {
-		n.caught[replica] = when
-	}
-	r.desc = half(id, r.desc.GetStart(), at)
-	w.ranges[right] = n
-	w.tell(r)
-	w.tell(n)
 }

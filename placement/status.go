@@ -112,7 +112,7 @@ func (d *Driver) Status(now time.Duration) *adminpb.StatusReply {
 	reply := &adminpb.StatusReply{
 		ClusterId:         d.cfg.ClusterID,
 		AnsweredBy:        uint64(d.cfg.Self),
-		ReplicationFactor: uint32(c.factor),
+		ReplicationFactor: uint32(c.ruleSet.Rules()[0].Replicas),
 	}
 	switch {
 	case !d.active:
@@ -126,6 +126,9 @@ func (d *Driver) Status(now time.Duration) *adminpb.StatusReply {
 		return reply
 	}
 	c.advanceTo(now)
+	// What a new node, or a new rule, means for the ranges shows at once: else a cluster
+	// that has just got its third node would look healthy with one copy of everything.
+	c.sweepSome()
 	for _, id := range c.order {
 		if n := c.nodes[id]; n.desc != nil {
 			reply.Nodes = append(reply.Nodes, c.nodeStatus(n))
@@ -137,6 +140,9 @@ func (d *Driver) Status(now time.Duration) *adminpb.StatusReply {
 	reply.Tolerates = c.leastTolerance()
 	reply.Operators = uint64(c.ops.Len())
 	reply.Problems, reply.Collecting = c.problems(d.planning), !d.planning
+	if c.settings.GetPaused() {
+		reply.PausedBy = c.settings.GetPausedBy()
+	}
 	return reply
 }
 
@@ -151,8 +157,14 @@ func (c *cluster) nodeStatus(n *node) *adminpb.NodeStatus {
 		DiskFreeBytes: n.diskFree,
 		ReadOnly:      n.readOnly,
 		Version:       n.program,
+
+		Standing:            n.standing,
+		ReplicaBytes:        uint64(max(0, n.load.bytes)),
+		CpuMicrosPerSecond:  uint64(max(0, n.load.cpu)),
+		WriteBytesPerSecond: uint64(max(0, n.load.writeBytes)),
+		ReadBytesPerSecond:  uint64(max(0, n.load.readBytes)),
 	}
-	if s.Live && n.reported {
+	if s.Live && n.reported && n.started != never {
 		s.UptimeSeconds = max(0, c.now-n.started).Seconds()
 	}
 	return s
@@ -182,6 +194,7 @@ func (c *cluster) problems(planning bool) []string {
 			if n.reported && c.silence(n) <= c.suspectAfter {
 				all = append(all, fmt.Sprintf("%v reports but is not registered", id))
 			}
+		case n.gone():
 		case n.phase < phaseLive:
 			all = append(all, fmt.Sprintf("%v silent for %v", id, words(c.silence(n))))
 		case n.readOnly:
@@ -192,6 +205,13 @@ func (c *cluster) problems(planning bool) []string {
 		case n.draining:
 			all = append(all, fmt.Sprintf("%v is draining", id))
 		}
+	}
+	if c.settings.GetPaused() && c.unwell.Len() > 0 {
+		all = append(all, fmt.Sprintf("placement is paused by %s: nothing is repaired",
+			c.settings.GetPausedBy()))
+	}
+	if c.sweep.going {
+		all = append(all, "nodes or rules have changed: not all ranges have been looked at since")
 	}
 	if gaps := c.dir.gaps(); gaps > 0 {
 		cause := "no node has reported to lead them"
@@ -217,6 +237,24 @@ func (c *cluster) problems(planning bool) []string {
 		}
 		all = append(all, fmt.Sprintf("%v has no leader", id))
 		return true
+	})
+	return append(all, c.stuckChanges()...)
+}
+
+// stuckChanges tells the ranges whose leaders do not come to the end of what they are
+// in the middle of.
+func (c *cluster) stuckChanges() (all []string) {
+	c.changing.Scan(func(id ids.RangeID) bool {
+		r := c.dir.byID[id]
+		if c.now-r.changedAt < stuckAfter || r.health.leaderless {
+			return true
+		}
+		what := "has been between two configurations"
+		if r.desc.GetMerge() != nil {
+			what = "has been in the middle of a merge"
+		}
+		all = append(all, fmt.Sprintf("%v %s for %s", id, what, words(c.now-r.changedAt)))
+		return len(all) < maxNamed
 	})
 	return all
 }

@@ -15,6 +15,9 @@ func verify(t testing.TB, c *cluster) {
 	var tolerates [maxTolerates + 1]int
 	var unwell [needs]int
 	under, leaderless, seams := 0, 0, 0
+	for c.ruled != c.topology || c.sweep.going {
+		c.sweepSome() // what it has not come to yet is not wrong
+	}
 	last := ""
 	c.dir.byStart.Scan(func(at string, r *rangeState) bool {
 		if at < last {
@@ -24,6 +27,9 @@ func verify(t testing.TB, c *cluster) {
 			seams++
 		}
 		last = string(r.desc.GetEnd())
+		if r.rule.Rule != c.ruleSet.Of(r.desc.GetStart()) {
+			t.Fatalf("%v: under rule %s", r.id(), r.rule.Name)
+		}
 		if c.dir.byID[r.id()] != r {
 			t.Fatalf("%v in order but not by id", r.id())
 		}
@@ -60,16 +66,74 @@ func verify(t testing.TB, c *cluster) {
 		t.Fatalf("tolerates %v %v under %d %d leaderless %d %d", c.tolerates, tolerates,
 			c.under.Len(), under, c.leaderless.Len(), leaderless)
 	}
-	for i := range unwell {
-		if unwell[i] != c.unwell[i].Len() || c.attention[i].Len() > unwell[i] {
-			t.Fatalf("need %d: %d listed, %d awaiting, should be %d", i, c.unwell[i].Len(),
-				c.attention[i].Len(), unwell[i])
-		}
-	}
+	verifyLists(t, c, unwell)
+	verifyOperators(t, c)
 	for id, n := range c.nodes {
 		if n.holds.Len() != holds[id] || n.leads.Len() != leads[id] {
 			t.Fatalf("%v holds %d leads %d, should be %d and %d", id, n.holds.Len(), n.leads.Len(),
 				holds[id], leads[id])
+		}
+	}
+}
+
+// verifyLists looks at the lists of ranges that need something.
+func verifyLists(t testing.TB, c *cluster, unwell [needs]int) {
+	t.Helper()
+	var listed [needs]int
+	c.unwell.Scan(func(w wanting) bool {
+		listed[w.need]++
+		if r := c.dir.byID[w.id]; r == nil || r.wanting() != w {
+			t.Fatalf("%+v is listed, the range says otherwise", w)
+		}
+		return true
+	})
+	c.attention.Scan(func(w wanting) bool {
+		if _, ok := c.unwell.Get(w); !ok {
+			t.Fatalf("%+v awaits a check, but needs nothing", w)
+		}
+		return true
+	})
+	if listed != unwell {
+		t.Fatalf("listed by need %v, should be %v", listed, unwell)
+	}
+}
+
+// verifyOperators looks for each operator at the ranges that it holds and the nodes
+// that lead them.
+func verifyOperators(t testing.TB, c *cluster) {
+	t.Helper()
+	at := make(map[ids.NodeID]map[uint64]bool)
+	holders := 0
+	c.ops.Scan(func(id uint64, op *operator) bool {
+		for _, r := range [...]ids.RangeID{op.rng, op.other} {
+			if r == 0 {
+				continue
+			}
+			holders++
+			if c.holder[r] != op {
+				t.Fatalf("%v is not held by %v", r, op)
+			}
+			if s := c.dir.byID[r]; s != nil && s.leader != 0 {
+				if at[s.leader] == nil {
+					at[s.leader] = make(map[uint64]bool)
+				}
+				at[s.leader][id] = true
+			}
+		}
+		return true
+	})
+	if len(c.holder) != holders {
+		t.Fatalf("%d ranges are held, should be %d", len(c.holder), holders)
+	}
+	for id, n := range c.nodes {
+		n.ops.Scan(func(op uint64, _ *operator) bool {
+			if !at[id][op] {
+				t.Fatalf("operator %d is put to %v, which leads none of its ranges", op, id)
+			}
+			return true
+		})
+		if n.ops.Len() != len(at[id]) {
+			t.Fatalf("%d operators are put to %v, should be %d", n.ops.Len(), id, len(at[id]))
 		}
 	}
 }

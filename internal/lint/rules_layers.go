@@ -30,16 +30,18 @@ func layers() map[string]string {
 		"internal/canary":      "internal/invariant",
 		"internal/lint":        "",
 
-		"support":        leaves,
-		"store/mvcc":     leaves,
-		"store/rowcache": leaves,
-		"store":          leaves + " store/mvcc",
-		"multiraft":      leaves + " store support",
-		"ranges":         leaves + " store store/mvcc store/rowcache multiraft support",
-		"rpc":            leaves + " store multiraft ranges support", // ranges: only for its Admission
-		"placement":      leaves,
-		"console":        leaves,
-		"server":         everything,
+		"support":         leaves,
+		"store/mvcc":      leaves,
+		"store/rowcache":  leaves,
+		"store":           leaves + " store/mvcc",
+		"multiraft":       leaves + " store support",
+		"ranges":          leaves + " store store/mvcc store/rowcache multiraft support",
+		"rpc":             leaves + " store multiraft ranges support", // ranges: only for its Admission
+		"placement":       leaves + " placement/rules",
+		"placement/sim":   leaves + " placement",
+		"placement/rules": leaves,
+		"console":         leaves,
+		"server":          everything,
 
 		// the client is embedded by others: few packages, few dependencies
 		"client/core": "proto/kv proto/metapb proto/adminpb internal/hlc internal/ids",

@@ -1,0 +1,141 @@
+package placement
+
+import (
+	"math"
+
+	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/placement/rules"
+)
+
+// ruling is a rule with what the nodes make of it.
+type ruling struct {
+	*rules.Rule
+	at    uint64 // topology that the following is true for
+	fit   int    // nodes that it allows and that are not on their way out, live or not
+	ideal int    // Collisions of copies on the best nodes that are not dead
+}
+
+// goal is how many live voters a range of the rule should have, given its nodes.
+func (u *ruling) goal() int { return oddFloor(min(u.Replicas, u.fit)) }
+
+// sweep goes through all ranges, some with every Step, after something changed
+// that no list of ranges tells apart: the rules, or what they make of the nodes.
+type sweep struct {
+	going bool
+	again bool   // something changed since it began
+	from  string // where it goes on
+}
+
+// maxSwept bounds the ranges that one Step reviews for a sweep.
+const maxSwept = 2000
+
+// setRules puts a set in force. Ranges keep what they have of the former one until
+// the sweep comes to them.
+func (c *cluster) setRules(s *rules.Set) {
+	c.ruleSet = s
+	c.rulings = make(map[*rules.Rule]*ruling, len(s.Rules()))
+	for _, r := range s.Rules() {
+		c.rulings[r] = &ruling{Rule: r}
+	}
+	c.topology++
+	c.sweepAll()
+	c.usable()
+}
+
+// rulingOf returns what holds for a key.
+func (c *cluster) rulingOf(key []byte) *ruling { return c.current(c.rulings[c.ruleSet.Of(key)]) }
+
+// current brings a ruling up to date with the nodes. Only what is looked at is;
+// Step sees to the others.
+func (c *cluster) current(u *ruling) *ruling {
+	if u.at == c.topology {
+		return u
+	}
+	goal, ideal, fresh := u.goal(), u.ideal, u.at == 0
+	var usable []rules.Labels
+	u.at, u.fit = c.topology, 0
+	for _, id := range c.order {
+		n := c.nodes[id]
+		if n.desc == nil || n.standing >= standingDecommissioning || !u.Allows(n.labels) {
+			continue
+		}
+		u.fit++
+		if n.phase > phaseDead && n.standing == standingActive {
+			usable = append(usable, n.labels)
+		}
+	}
+	u.ideal = idealOf(u.Rule, usable)
+	if !fresh && (u.goal() != goal || u.ideal != ideal) {
+		c.sweepAll()
+	}
+	return u
+}
+
+// idealOf returns how near to one another copies stand that are placed one after
+// the other as far apart as the nodes allow. Too few nodes allow anything: nothing
+// is moved from bad to worse while some are away.
+func idealOf(r *rules.Rule, nodes []rules.Labels) int {
+	if len(nodes) < r.Replicas {
+		return math.MaxInt
+	}
+	var copies []rules.Labels
+	used := make([]bool, len(nodes))
+	for len(copies) < r.Replicas {
+		best, least := -1, 0
+		for i, n := range nodes {
+			if adds := r.Adds(copies, n); !used[i] && (best < 0 || adds < least) {
+				best, least = i, adds
+			}
+		}
+		used[best] = true
+		copies = append(copies, nodes[best])
+	}
+	return r.Collisions(copies)
+}
+
+// rule resolves the rule of a range.
+func (c *cluster) rule(r *rangeState) {
+	r.rule = c.rulingOf(r.desc.GetStart())
+	r.straddles = len(c.ruleSet.Bounds(r.desc.GetStart(), r.desc.GetEnd())) > 0 &&
+		r.id() != systemRange
+}
+
+// systemRange is where placement keeps its state. It is never split or merged.
+const systemRange = ids.RangeID(1)
+
+// sweepAll has every range looked at again, a part of them with every Step.
+func (c *cluster) sweepAll() {
+	if c.sweep.going {
+		c.sweep.again = true
+		return
+	}
+	c.sweep = sweep{going: true}
+}
+
+// sweepSome does the next part of a sweep, and sees whether one is called for.
+func (c *cluster) sweepSome() {
+	if c.ruled != c.topology {
+		c.ruled = c.topology
+		for _, r := range c.ruleSet.Rules() {
+			c.current(c.rulings[r])
+		}
+	}
+	if !c.sweep.going {
+		return
+	}
+	var some []*rangeState
+	c.dir.byStart.Ascend(c.sweep.from, func(_ string, r *rangeState) bool {
+		some = append(some, r)
+		return len(some) < maxSwept
+	})
+	for _, r := range some {
+		c.rule(r)
+		c.review(r)
+	}
+	if len(some) == maxSwept {
+		c.sweep.from = string(some[maxSwept-1].desc.GetEnd())
+		return
+	}
+	again := c.sweep.again
+	c.sweep = sweep{going: again}
+}
