@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/flotilla-kv/flotilla/internal/ids"
@@ -16,19 +15,6 @@ import (
 	"github.com/flotilla-kv/flotilla/proto/adminpb"
 	"github.com/flotilla-kv/flotilla/proto/kv"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
-)
-
-// hopKey marks calls that a node passed on: such a call is not passed on again,
-// so that two nodes with old news cannot play it back and forth.
-const hopKey = "flotilla-hop"
-
-// hopTimeout is how long a node waits for another on behalf of a caller.
-const hopTimeout = 3 * time.Second
-
-// How long Status waits for a driver that knows the cluster, asking this often.
-const (
-	statusPatience = 2 * time.Second
-	statusPause    = 100 * time.Millisecond
 )
 
 // maxLocalLookup bounds the ranges of an answer from local replicas alone.
@@ -39,42 +25,6 @@ const maxLocalLookup = 1000
 type adminService struct {
 	adminpb.UnimplementedAdminServer
 	n *node
-}
-
-func passedOn(ctx context.Context) bool {
-	md, _ := metadata.FromIncomingContext(ctx)
-	return len(md.Get(hopKey)) > 0
-}
-
-func hop(ctx context.Context) context.Context {
-	return metadata.AppendToOutgoingContext(ctx, hopKey, "1")
-}
-
-// fromDriver answers from this node's driver, or has the driver's node answer.
-func fromDriver[T any](
-	ctx context.Context, n *node, ask question[T],
-	far func(context.Context, adminpb.AdminClient) (T, error),
-) (T, error) {
-	var answer T
-	ctx, cancel := context.WithTimeout(ctx, hopTimeout)
-	defer cancel()
-	if passedOn(ctx) {
-		return askDriver(ctx, n.driver, ask)
-	}
-	_, err := n.atDriver(ctx, func(at ids.NodeID) (ids.NodeID, error) {
-		var err error
-		if at == n.self {
-			answer, err = askDriver(ctx, n.driver, ask)
-			return 0, err
-		}
-		_, admin, err := n.transport.Control(at)
-		if err != nil {
-			return 0, err
-		}
-		answer, err = far(hop(ctx), admin)
-		return 0, err
-	})
-	return answer, err
 }
 
 // Status tells how the cluster is, or with LocalOnly, or when nobody drives
@@ -90,22 +40,14 @@ func (a *adminService) Status(
 		}
 		return reply, nil
 	}
-	reply, err := n.driverStatus(ctx, r)
 	if passedOn(ctx) {
+		reply, err := n.driverStatus(ctx, r)
 		if err != nil {
-			return nil, verdict(err)
+			return nil, adminVerdict(err)
 		}
 		return reply, nil
 	}
-	// A driver that has just begun knows little, and while the system range
-	// elects nobody drives: who asks wants to know how the cluster is, not that.
-	for end := time.Now().Add(statusPatience); err != nil || reply.GetCollecting(); {
-		if !time.Now().Before(end) || ctx.Err() != nil {
-			break
-		}
-		pause(ctx, statusPause)
-		reply, err = n.driverStatus(ctx, r)
-	}
+	reply, err := n.settledStatus(ctx, r)
 	if err != nil {
 		reply = n.localStatus()
 		reply.Problems = append(reply.Problems, "placement does not answer: "+err.Error())
@@ -115,19 +57,6 @@ func (a *adminService) Status(
 		n.addSupport(ctx, reply)
 	}
 	return reply, nil
-}
-
-// driverStatus asks the driver once.
-func (n *node) driverStatus(
-	ctx context.Context, r *adminpb.StatusRequest,
-) (*adminpb.StatusReply, error) {
-	return fromDriver(ctx, n, func(
-		d *placement.Driver, now time.Duration, reply func(*adminpb.StatusReply, error),
-	) {
-		reply(d.Status(now), nil)
-	}, func(ctx context.Context, c adminpb.AdminClient) (*adminpb.StatusReply, error) {
-		return c.Status(ctx, r)
-	})
 }
 
 func (n *node) localStatus() *adminpb.StatusReply {
@@ -140,7 +69,7 @@ func (n *node) localStatus() *adminpb.StatusReply {
 			Replicas: uint32(replicas), Leaders: uint32(leaders),
 			DiskBytes: n.diskTotal.Load(), DiskFreeBytes: n.diskFree.Load(),
 			ReadOnly: n.store.ReadOnly(), Version: n.cfg.Version,
-			UptimeSeconds: time.Since(n.s.began).Seconds(),
+			UptimeSeconds: time.Since(n.s.began).Seconds(), Standing: n.standing(),
 		}},
 	}
 	if !reply.Ready {
@@ -174,7 +103,7 @@ func (a *adminService) Lookup(
 		return local, nil
 	}
 	if err != nil {
-		return nil, verdict(err)
+		return nil, adminVerdict(err)
 	}
 	return reply, nil
 }
@@ -204,10 +133,13 @@ func (n *node) localLookup(r *adminpb.LookupRequest) *adminpb.LookupReply {
 	return reply
 }
 
-// ListRanges lists the ranges of a span, in order.
+// ListRanges lists the ranges of a span, in order. A driver that has just begun is
+// given time to hear of them.
 func (a *adminService) ListRanges(
 	ctx context.Context, r *adminpb.ListRangesRequest,
 ) (*adminpb.ListRangesReply, error) {
+	ctx, cancel := a.n.settled(ctx)
+	defer cancel()
 	reply, err := fromDriver(ctx, a.n, func(
 		d *placement.Driver, _ time.Duration, reply func(*adminpb.ListRangesReply, error),
 	) {
@@ -216,7 +148,7 @@ func (a *adminService) ListRanges(
 		return c.ListRanges(ctx, r)
 	})
 	if err != nil {
-		return nil, verdict(err)
+		return nil, adminVerdict(err)
 	}
 	return reply, nil
 }
@@ -332,7 +264,26 @@ func (n *node) find(
 func (n *node) findFar(
 	ctx context.Context, id ids.RangeID, key []byte,
 ) (*adminpb.RangeInfo, error) {
-	info, err := fromDriver(ctx, n, func(
+	info, err := n.askRange(ctx, id, key)
+	if (err == nil && info == nil || status.Code(err) == codes.NotFound) && !passedOn(ctx) {
+		// A driver that has just begun may not have heard of it.
+		_, _ = n.settledStatus(ctx, &adminpb.StatusRequest{})
+		info, err = n.askRange(ctx, id, key)
+	}
+	switch {
+	case err != nil:
+		return nil, adminVerdict(err)
+	case info == nil:
+		return nil, status.Errorf(codes.NotFound, "no such range is known: %v", id)
+	}
+	return info, nil
+}
+
+// askRange asks the driver about a range by its id, or by a key if the id is 0.
+func (n *node) askRange(
+	ctx context.Context, id ids.RangeID, key []byte,
+) (*adminpb.RangeInfo, error) {
+	return fromDriver(ctx, n, func(
 		d *placement.Driver, _ time.Duration, reply func(*adminpb.RangeInfo, error),
 	) {
 		if id != 0 {
@@ -348,13 +299,6 @@ func (n *node) findFar(
 		reply, err := c.ShowRange(ctx, &adminpb.ShowRangeRequest{RangeId: uint64(id), Key: key})
 		return reply.GetRange(), err
 	})
-	switch {
-	case err != nil:
-		return nil, verdict(err)
-	case info == nil:
-		return nil, status.Errorf(codes.NotFound, "no such range is known: %v", id)
-	}
-	return info, nil
 }
 
 // SplitRange splits a range at a key, or where its middle is; it is passed on

@@ -22,12 +22,24 @@ const (
 	DefaultCacheBytes        = 256 << 20
 	DefaultRowCacheBytes     = 64 << 20
 	DefaultReplicationFactor = 3
+	DefaultDeadAfter         = 5 * time.Minute
+	DefaultMergeBelow        = DefaultRangeSize / MergeShare
+	DefaultMergeAfter        = time.Hour
+	DefaultLoadSplitCPU      = 100 * time.Millisecond
+	DefaultLoadSplitOps      = 2500
 	DefaultGCWindow          = 10 * time.Minute
 	DefaultDrainTimeout      = 10 * time.Second
 	DefaultSupportDuration   = 250 * time.Millisecond
 	DefaultSupportInterval   = support.DefaultInterval
 
+	// MergeShare: ranges are merged by default when both together have this part of
+	// the size at which they are split, so that no merge is soon undone.
+	MergeShare = 4
+
 	minRangeSize = 64 << 10
+	// minDeadAfter is twice the silence after which a node gets nothing new: who
+	// comes back sooner was never missed.
+	minDeadAfter = 6 * time.Second
 	minCache     = 1 << 20
 	maxValue     = 16 << 20 // a value must fit an entry, an entry a frame
 	maxLocality  = 16
@@ -75,8 +87,23 @@ type Config struct {
 	ReadWorkers   int   // goroutines that run reads; default GOMAXPROCS
 	// ReplicationFactor is how many copies placement keeps of every range; default 3.
 	ReplicationFactor int
-	GCWindow          time.Duration // how long old versions are kept; default 10 minutes
-	DrainTimeout      time.Duration // how long a graceful stop hands over leaders; default 10 s
+	// DeadAfter is how long a node may be silent before its replicas are replaced;
+	// default 5 minutes.
+	DeadAfter time.Duration
+	// MergeBelow: two neighbours that have fewer bytes together, and little to do, are
+	// merged; at most half of RangeSize. 0: never, the program's default is
+	// DefaultMergeBelow.
+	MergeBelow int64
+	// MergeAfter is how long they must have been so; default 1 hour.
+	MergeAfter time.Duration
+	// LoadSplitCPU is the processor time per second, and LoadSplitOps the requests per
+	// second, above which a range is split where its load halves. 0: the defaults,
+	// 100 ms and 2500; negative: never.
+	LoadSplitCPU time.Duration
+	LoadSplitOps float64
+
+	GCWindow     time.Duration // how long old versions are kept; default 10 minutes
+	DrainTimeout time.Duration // how long a graceful stop hands over leaders; default 10 s
 
 	// SupportDuration is how long the other nodes promise to elect nobody in place
 	// of this node's leaders after each request; default 250 ms. When this node
@@ -85,6 +112,9 @@ type Config struct {
 	// SupportInterval is between requests; default 75 ms, at most a third of
 	// SupportDuration.
 	SupportInterval time.Duration
+
+	// suspectAfter is placement's, 0 its default: for tests that cannot wait.
+	suspectAfter time.Duration
 
 	Logger  *slog.Logger
 	Version string // shown in status and metrics
@@ -120,6 +150,10 @@ func (c Config) WithDefaults() Config {
 	setDefault(&c.CacheBytes, DefaultCacheBytes)
 	setDefault(&c.ReadWorkers, runtime.GOMAXPROCS(0))
 	setDefault(&c.ReplicationFactor, DefaultReplicationFactor)
+	setDefault(&c.DeadAfter, DefaultDeadAfter)
+	setDefault(&c.MergeAfter, DefaultMergeAfter)
+	setDefault(&c.LoadSplitCPU, DefaultLoadSplitCPU)
+	setDefault(&c.LoadSplitOps, DefaultLoadSplitOps)
 	setDefault(&c.GCWindow, DefaultGCWindow)
 	setDefault(&c.DrainTimeout, DefaultDrainTimeout)
 	setDefault(&c.SupportDuration, DefaultSupportDuration)
@@ -182,6 +216,12 @@ func (c Config) Validate() error {
 		"--row-cache-size is %d bytes, it must be 0 or at least %d", c.RowCacheBytes, minCache)
 	fault(c.ReplicationFactor > 0 && c.ReplicationFactor%2 == 1,
 		"--replication is %d, it must be odd", c.ReplicationFactor)
+	fault(c.DeadAfter >= minDeadAfter, "--dead-after is %v, at least %v are needed: who is back "+
+		"sooner was never missed", c.DeadAfter, minDeadAfter)
+	fault(c.MergeBelow >= 0 && c.MergeBelow <= c.RangeSize/2,
+		"--merge-below is %d bytes, it must lie between 0 (never) and half of --range-size, %d",
+		c.MergeBelow, c.RangeSize/2)
+	fault(c.MergeAfter > 0, "--merge-after is %v, it must be positive", c.MergeAfter)
 	fault(c.GCWindow > 0, "--gc-window is %v, it must be positive", c.GCWindow)
 	fault(c.DrainTimeout > 0, "--drain-timeout is %v, it must be positive", c.DrainTimeout)
 	fault(c.SupportDuration >= minSupport && c.SupportDuration <= maxSupport,

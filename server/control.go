@@ -45,7 +45,7 @@ func (c *controlService) elsewhere(err error) (ids.NodeID, error) {
 func verdict(err error) error {
 	for _, final := range []error{
 		placement.ErrWrongCluster, placement.ErrOtherStore, placement.ErrUnknownNode,
-		placement.ErrBadJoin,
+		placement.ErrBadJoin, placement.ErrRefused,
 	} {
 		if errors.Is(err, final) {
 			return status.Error(codes.FailedPrecondition, err.Error())

@@ -27,6 +27,13 @@
 //   - placement.Driver is a step function that is not safe for concurrent use: one
 //     goroutine owns it (driver.go), everyone else posts to its mailbox, and the
 //     answers of its key-value calls come back through that mailbox too.
+//   - What people ask of placement is answered by the driver's node, whichever is
+//     asked; a driver that has just begun is given a moment to hear of all ranges
+//     first, so that "there is no such range" is never said for "I do not know yet"
+//     (askdriver.go).
+//   - What the cluster wants of a node (its standing) is kept in range 1 only. A node
+//     hears it with each answer to a report; once it is decommissioned it stops
+//     (standing.go).
 //   - Clients reach user keys only: a key outside the user prefix is refused at
 //     the door (kv.go), so that the system range needs no check deeper down.
 //

@@ -42,6 +42,7 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	e.raft(n.host.Metrics())
 	e.support(n)
 	e.rowCache(n.table.RowCache())
+	e.placement(n)
 	e.requests(&n.kv.metrics)
 }
 

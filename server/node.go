@@ -28,6 +28,9 @@ import (
 const (
 	maintainEvery = time.Second
 	diskEvery     = 2 * time.Second
+	// usedChecks: every so many checks of the disk the size of the store is taken, which
+	// costs more and changes slowly.
+	usedChecks = 5
 )
 
 // node is a booted node: all parts, wired.
@@ -54,9 +57,14 @@ type node struct {
 	grpc      *grpc.Server
 	health    *health.Server
 
-	diskTotal, diskFree atomic.Uint64
-	ready               atomic.Bool // registered and heard by placement
-	draining            atomic.Bool
+	diskTotal, diskFree, diskUsed atomic.Uint64
+	ready                         atomic.Bool // registered and heard by placement
+	draining                      atomic.Bool // the process is to stop; see standing.go, too
+
+	standingNow atomic.Int32  // metapb.NodeStanding, as placement told it last
+	stood       bool          // told anything yet; the reporter's
+	retired     chan struct{} // closed when placement says that it is decommissioned
+	late        bool          // it was so before it began; written before retired closes
 }
 
 // newNode wires the parts. Nothing runs, and no frame has left, when it
@@ -64,6 +72,7 @@ type node struct {
 func newNode(s *Server, m *membership) (*node, error) {
 	n := &node{
 		s: s, cfg: &s.cfg, self: m.node, cluster: m.cluster, origin: m.origin, store: s.store,
+		retired: make(chan struct{}),
 	}
 	rec := n.store.Identity().Record()
 	phys := s.clock
@@ -82,6 +91,7 @@ func newNode(s *Server, m *membership) (*node, error) {
 		Node: n.self, Store: n.store, Clock: n.clock, Physical: phys,
 		RangeSize: n.cfg.RangeSize, MaxValueBytes: n.cfg.MaxValueBytes, GCWindow: n.cfg.GCWindow,
 		RowCacheBytes: n.cfg.RowCacheBytes, QuorumReads: n.cfg.QuorumReads,
+		LoadSplitCPU: n.cfg.LoadSplitCPU, LoadSplitOps: n.cfg.LoadSplitOps,
 		Logger: n.cfg.Logger, Execute: n.reads.execute,
 		NextRangeID: n.ids.next, OnFact: n.reporter.fact,
 	})
@@ -125,7 +135,8 @@ func (n *node) wireDriver(phys hlc.Clock) {
 	n.driver = newDriverOwner(func() bool { return n.table.Leads(systemID) }, phys.Monotonic)
 	n.driver.driver = placement.NewDriver(placement.Config{
 		Self: n.self, ClusterID: n.cluster, ReplicationFactor: n.cfg.ReplicationFactor,
-		Logger: n.cfg.Logger,
+		DeadAfter: n.cfg.DeadAfter, SuspectAfter: n.cfg.suspectAfter, RangeSize: n.cfg.RangeSize,
+		MergeBelow: n.cfg.MergeBelow, MergeAfter: n.cfg.MergeAfter, Logger: n.cfg.Logger,
 		KV: &driverKV{
 			submit: n.table.Submit, post: n.driver.post, clock: n.clock,
 			client: n.store.Identity().Record().Mark,
@@ -187,6 +198,8 @@ func (n *node) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			n.drain(all)
+		case <-n.retired:
+			n.drain(all)
 		case <-all.Done():
 		}
 		n.grpc.Stop()
@@ -222,7 +235,11 @@ func (n *node) maintain(ctx context.Context) error {
 }
 
 func (n *node) watchDisk(ctx context.Context) error {
+	checks := 0
 	check := func() {
+		if checks++; checks%usedChecks == 1 {
+			n.diskUsed.Store(n.store.Metrics().DiskBytes)
+		}
 		total, free, err := n.store.CheckDisk()
 		if err != nil {
 			n.cfg.Logger.Warn("free disk space not known", "error", err)

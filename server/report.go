@@ -10,9 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/placement"
 	"github.com/flotilla-kv/flotilla/proto/kv"
@@ -48,6 +45,7 @@ type reporter struct {
 	full     bool // everything is to be told
 	parts    parts
 	draining bool // has been told
+	usage    usage
 	lastSent time.Time
 	lastSeed time.Time
 }
@@ -202,6 +200,9 @@ func (r *reporter) round(ctx context.Context) {
 	// A driver that has not heard every part of a full report wants another.
 	r.full = report.More || reply.GetWantFull()
 	r.n.learn(reply.GetNodes(), reply.GetSystemRange())
+	if r.n.heardStanding(reply.Standing); r.n.retiring() {
+		return
+	}
 	for _, o := range reply.GetOrders() {
 		r.n.order(o)
 	}
@@ -219,6 +220,8 @@ func (r *reporter) compose() *metapb.NodeReport {
 		Replicas: uint32(replicas), Leaders: uint32(leaders),
 		ReadOnly: n.store.ReadOnly(), Draining: n.draining.Load(),
 		Version: n.cfg.Version, UptimeSeconds: time.Since(n.s.began).Seconds(),
+		UsedBytes: n.diskUsed.Load(),
+		CpuLoad:   r.usage.sample(time.Since(n.s.began), processorTime()),
 	}
 	r.draining = report.Draining
 	if r.full {
@@ -327,8 +330,8 @@ func (n *node) atDriver(
 			n.registry.drives(at)
 			return nil, nil
 		}
-		if c := status.Code(err); c == codes.FailedPrecondition || c == codes.InvalidArgument {
-			return nil, err // the driver's verdict
+		if decided(err) {
+			return nil, err
 		}
 		addr, _ := n.registry.resolve(at)
 		switch {

@@ -182,14 +182,20 @@ func (s *Server) runNode(ctx context.Context) error {
 	if err := n.run(ctx); err != nil {
 		return err
 	}
-	return n.endBound()
+	if err := n.endBound(); err != nil {
+		return err
+	}
+	return n.farewell()
 }
+
+// waitsItself is what a node without an identity answers to everything.
+const waitsItself = "waits to join a cluster itself"
 
 // serveWaiting answers on the port while the node has no identity, so that
 // whoever calls learns at once that it waits.
 func (s *Server) serveWaiting() (stop func(), err error) {
 	srv := rpc.NewServer(grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
-		return status.Error(codes.NotFound, "waits to join a cluster itself")
+		return status.Error(codes.NotFound, waitsItself)
 	}))
 	return s.serveMeanwhile(srv)
 }

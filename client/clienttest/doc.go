@@ -1,7 +1,7 @@
 // Package clienttest is a cluster in memory, for tests of programs that use
 // package client: real connections on loopback, real routing and retries, no
 // disks and no raft. It starts in milliseconds, and breaks on request: nodes
-// stop, leaders move, ranges split, answers are lost.
+// stop, leaders move, ranges split and merge, answers are lost.
 //
 //	s := clienttest.Start(t, 3)
 //	c, err := client.Open(ctx, s.Endpoints())

@@ -158,6 +158,14 @@ func (s *Server) Split(key string) {
 	s.mu.cluster.Split(kv.UserKey(nil, []byte(key)))
 }
 
+// Merge merges the range of a user's key with its right neighbour; nothing happens if
+// it has none.
+func (s *Server) Merge(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.cluster.Merge(kv.UserKey(nil, []byte(key)))
+}
+
 // Transfer moves the leader of a user's key to a node (from 1).
 func (s *Server) Transfer(key string, n int) {
 	s.mu.Lock()

@@ -256,13 +256,13 @@ func scanAll() kv.Request {
 	return kv.Request{Verb: kv.VerbScan, Key: []byte{kv.UserPrefix}, End: []byte{kv.EndPrefix}}
 }
 
-// shake moves leaders, splits ranges and takes nodes down, for as long as
+// shake moves leaders, splits and merges ranges and takes nodes down, for as long as
 // faults are on.
 func (w *world) shake(keys int) {
 	if !w.faults {
 		return
 	}
-	switch w.rng.IntN(4) {
+	switch w.rng.IntN(5) {
 	case 0:
 		w.cluster.Split(key(fmt.Sprintf("k%03d", w.rng.IntN(keys))))
 	case 1, 2:
@@ -272,8 +272,40 @@ func (w *world) shake(keys int) {
 		n := ids.NodeID(w.rng.IntN(w.cluster.Nodes) + 1)
 		w.down[n] = true
 		w.after(time.Duration(w.rng.Int64N(int64(3*time.Second))), func() { delete(w.down, n) })
+	case 4:
+		w.mergeAt(w.rng.IntN(len(w.cluster.Ranges)))
 	}
 	w.after(time.Duration(w.rng.Int64N(int64(300*time.Millisecond))), func() { w.shake(keys) })
+}
+
+// mergeAt begins to merge a range with its right neighbour, which is frozen for a
+// while first. If something else became of the two meanwhile the neighbour thaws.
+func (w *world) mergeAt(i int) {
+	if i+1 >= len(w.cluster.Ranges) {
+		return
+	}
+	left, right := w.cluster.Ranges[i], w.cluster.Ranges[i+1]
+	freeze(right, w.rng.IntN(3))
+	d, e := left.Desc, right.Desc
+	w.after(time.Duration(w.rng.Int64N(int64(200*time.Millisecond))), func() {
+		right.Frozen = nil
+		if left.Desc == d && right.Desc == e {
+			w.cluster.Merge(d.Start)
+		}
+	})
+}
+
+// freeze has a range refuse all it is asked, in one of the ways that a node has to say
+// "a moment later": it leads and does not serve, it is not available, it is busy.
+func freeze(r *model.Range, way int) {
+	switch way {
+	case 0:
+		r.Frozen = &kv.Response{Code: kv.CodeNotLeader, RetryAfterMillis: 10}
+	case 1:
+		r.Frozen = &kv.Response{Code: kv.CodeUnavailable, RetryAfterMillis: 10}
+	default:
+		r.Frozen = &kv.Response{Code: kv.CodeOverloaded, RetryAfterMillis: 10}
+	}
 }
 
 // write is what a user was told about one write.

@@ -73,7 +73,9 @@ func (a *app) rootCommand() *cobra.Command {
 		Example: `  flotilla kv put hello world
   flotilla kv scan --prefix user/ -o json
   flotilla status
-  flotilla health --wait 30s`,
+  flotilla health --wait 30s
+  flotilla nodes drain n2
+  flotilla placement explain user/7`,
 		SilenceUsage:               true,
 		SilenceErrors:              true,
 		SuggestionsMinimumDistance: suggestionDistance,
@@ -96,7 +98,7 @@ func (a *app) rootCommand() *cobra.Command {
 	group(root)
 	root.AddCommand(
 		a.kvCommand(), a.statusCommand(), a.healthCommand(), a.nodesCommand(), a.rangesCommand(),
-		a.versionCommand(),
+		a.placementCommand(), a.versionCommand(),
 	)
 	return root
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"text/tabwriter"
@@ -118,6 +119,11 @@ func adminError(err error) error {
 		return &client.Error{
 			Verb: "ask the cluster", Kind: client.ErrUnavailable, Detail: s.Message(),
 		}
+	case codes.InvalidArgument:
+		return usageError{s.Message()}
+	case codes.Unimplemented:
+		return errors.New("the node that answered does not know this command: " +
+			"it runs an older version")
 	}
 	return kind
 }

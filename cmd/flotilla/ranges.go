@@ -107,7 +107,8 @@ func leaderText(n uint64) string {
 func (a *app) rangesCommand() *cobra.Command {
 	cmd := group(&cobra.Command{Use: "ranges", Short: "The ranges of the cluster"})
 	cmd.AddCommand(
-		a.rangesLsCommand(), a.rangesShowCommand(), a.splitCommand(), a.transferCommand(),
+		a.rangesLsCommand(), a.rangesShowCommand(), a.splitCommand(), a.mergeCommand(),
+		a.transferCommand(), a.relocateCommand(), a.scatterCommand(),
 	)
 	return cmd
 }
@@ -331,9 +332,9 @@ func (a *app) transferCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			node, err := strconv.ParseUint(strings.TrimPrefix(args[1], "n"), 10, 64)
-			if err != nil || node == 0 {
-				return usageError{fmt.Sprintf("%q is not a node; it is written n3 or 3", args[1])}
+			node, err := nodeID(args[1])
+			if err != nil {
+				return err
 			}
 			return a.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				r, err := ask(ctx, c, func(

@@ -27,6 +27,7 @@ type statusReport struct {
 	ReplicationFactor uint32       `json:"replication_factor"`
 	Tolerates         uint32       `json:"tolerates"`
 	Operators         uint64       `json:"operators"`
+	PausedBy          string       `json:"paused_by,omitempty"` // placement is paused
 	Problems          []string     `json:"problems"`
 	// Notes are what is worth knowing and keeps the cluster healthy all the same.
 	Notes   []string        `json:"notes,omitempty"`
@@ -49,6 +50,15 @@ type nodeReport struct {
 	ReadOnly      bool     `json:"read_only"`
 	Version       string   `json:"version,omitempty"`
 	UptimeSeconds float64  `json:"uptime_seconds,omitempty"`
+	// Standing is what was asked of the node: active, draining, decommissioning,
+	// decommissioned.
+	Standing string `json:"standing"`
+	// What its replicas hold, and per second, what the ranges that it leads cost.
+	ReplicaBytes uint64          `json:"replica_bytes"`
+	CPUMicros    uint64          `json:"cpu_micros_per_second"`
+	BytesWritten uint64          `json:"write_bytes_per_second"`
+	BytesRead    uint64          `json:"read_bytes_per_second"`
+	Progress     *progressReport `json:"progress,omitempty"`
 }
 
 // fetchStatus asks the cluster how it is, and with support also what its nodes
@@ -66,25 +76,46 @@ func fetchStatus(ctx context.Context, c *client.Client, support bool) (*statusRe
 		ClusterID: fmt.Sprintf("%016x", r.GetClusterId()), AnsweredBy: r.GetAnsweredBy(),
 		Ranges: r.GetRanges(), UnderReplicated: r.GetUnderReplicated(),
 		Leaderless: r.GetLeaderless(), ReplicationFactor: r.GetReplicationFactor(),
-		Tolerates: r.GetTolerates(), Operators: r.GetOperators(),
+		Tolerates: r.GetTolerates(), Operators: r.GetOperators(), PausedBy: r.GetPausedBy(),
 		Problems: r.GetProblems(), Nodes: []nodeReport{},
 	}
 	for _, n := range r.GetNodes() {
-		d := n.GetNode()
-		if n.GetLive() {
+		report := newNodeReport(n)
+		if report.Live && !report.gone() {
 			s.LiveNodes++
 		}
-		s.Nodes = append(s.Nodes, nodeReport{
-			ID: d.GetNodeId(), Address: d.GetAddress(), HTTPAddress: d.GetHttpAddress(),
-			Locality: d.GetLocality(), Live: n.GetLive(), SilentSeconds: n.GetSilentSeconds(),
-			Replicas: n.GetReplicas(), Leaders: n.GetLeaders(), DiskBytes: n.GetDiskBytes(),
-			DiskFreeBytes: n.GetDiskFreeBytes(), ReadOnly: n.GetReadOnly(),
-			Version: n.GetVersion(), UptimeSeconds: n.GetUptimeSeconds(),
-		})
+		s.Nodes = append(s.Nodes, report)
 	}
 	s.addSupport(r.GetNodes())
 	s.judge(r.GetReady())
 	return s, nil
+}
+
+func newNodeReport(n *adminpb.NodeStatus) nodeReport {
+	d := n.GetNode()
+	return nodeReport{
+		ID: d.GetNodeId(), Address: d.GetAddress(), HTTPAddress: d.GetHttpAddress(),
+		Locality: d.GetLocality(), Live: n.GetLive(), SilentSeconds: n.GetSilentSeconds(),
+		Replicas: n.GetReplicas(), Leaders: n.GetLeaders(), DiskBytes: n.GetDiskBytes(),
+		DiskFreeBytes: n.GetDiskFreeBytes(), ReadOnly: n.GetReadOnly(),
+		Version: n.GetVersion(), UptimeSeconds: n.GetUptimeSeconds(),
+		Standing: standingName(n.GetStanding()), ReplicaBytes: n.GetReplicaBytes(),
+		CPUMicros: n.GetCpuMicrosPerSecond(), BytesWritten: n.GetWriteBytesPerSecond(),
+		BytesRead: n.GetReadBytesPerSecond(),
+	}
+}
+
+// gone says that a node was decommissioned: it is not missed.
+func (n *nodeReport) gone() bool { return n.Standing == decommissioned }
+
+// members counts the nodes that are not gone.
+func (s *statusReport) members() (count int) {
+	for _, n := range s.Nodes {
+		if !n.gone() {
+			count++
+		}
+	}
+	return count
 }
 
 // judge puts the state into one word.
@@ -92,7 +123,7 @@ func (s *statusReport) judge(ready bool) {
 	switch {
 	case s.Leaderless > 0 || len(s.Nodes) == 0 || s.Ranges == 0:
 		s.Health = "unavailable"
-	case len(s.Problems) > 0 || s.UnderReplicated > 0 || s.LiveNodes < len(s.Nodes) || !ready:
+	case len(s.Problems) > 0 || s.UnderReplicated > 0 || s.LiveNodes < s.members() || !ready:
 		s.Health = "degraded"
 	default:
 		s.Health = "healthy"
@@ -110,7 +141,7 @@ func (s *statusReport) headline() string {
 	}
 	silent, tolerates := "", plural(s.Tolerates, "node failure")
 	for _, n := range s.Nodes {
-		if !n.Live {
+		if !n.Live && !n.gone() {
 			silent += fmt.Sprintf(", n%d silent for %s", n.ID, secondsText(n.SilentSeconds))
 		}
 	}
@@ -120,7 +151,7 @@ func (s *statusReport) headline() string {
 	}
 	return fmt.Sprintf(
 		"%s  %d of %s live%s · tolerates %s · %s, %d under-replicated, %d leaderless",
-		s.Health, s.LiveNodes, plural(len(s.Nodes), "node"), silent, tolerates,
+		s.Health, s.LiveNodes, plural(s.members(), "node"), silent, tolerates,
 		plural(s.Ranges, "range"), s.UnderReplicated, s.Leaderless)
 }
 
@@ -156,8 +187,13 @@ func (a *app) printStatus(s *statusReport) error {
 	for _, n := range s.Notes {
 		fmt.Fprintf(a.stdout, "note      %s\n", n)
 	}
+	if s.PausedBy != "" {
+		fmt.Fprintf(a.stdout, "paused    placement repairs and moves nothing, by %s; "+
+			"flotilla placement resume ends that\n", s.PausedBy)
+	}
 	if s.Operators > 0 {
-		fmt.Fprintf(a.stdout, "moving    %s in progress\n", plural(s.Operators, "change"))
+		fmt.Fprintf(a.stdout, "moving    %s in progress (flotilla placement ops)\n",
+			plural(s.Operators, "change"))
 	}
 	if s.Health == "degraded" && s.Ranges > 0 {
 		works := "reads and writes work"
@@ -168,14 +204,8 @@ func (a *app) printStatus(s *statusReport) error {
 		}
 		fmt.Fprintln(a.stdout, "          every known range has a leader: "+works)
 	}
-	var next []string
-	for _, n := range s.Nodes {
-		if !n.Live {
-			next = append(next, fmt.Sprintf("start n%d (%s)", n.ID, n.Address))
-		}
-	}
-	if len(next) > 0 {
-		fmt.Fprintf(a.stdout, "next      %s\n", strings.Join(next, ", "))
+	if next := s.next(); next != "" {
+		fmt.Fprintf(a.stdout, "next      %s\n", next)
 	}
 	if err := a.printNodes(s.Nodes); err != nil {
 		return err
@@ -183,27 +213,20 @@ func (a *app) printStatus(s *statusReport) error {
 	return a.printSupport(s)
 }
 
-// printNodes prints the table of nodes.
-func (a *app) printNodes(nodes []nodeReport) error {
-	return a.table("NODE\tADDRESS\tHTTP\tSTATE\tREPLICAS\tLEADERS\tDISK FREE\tVERSION",
-		func(add func(string, ...any)) {
-			for _, n := range nodes {
-				state := "live"
-				switch {
-				case !n.Live:
-					state = "silent " + secondsText(n.SilentSeconds)
-				case n.ReadOnly:
-					state = "read-only"
-				}
-				free := "-"
-				if n.DiskBytes > 0 {
-					free = fmt.Sprintf("%s of %s", bytesText(int64(n.DiskFreeBytes)),
-						bytesText(int64(n.DiskBytes)))
-				}
-				add("n%d\t%s\t%s\t%s\t%d\t%d\t%s\t%s", n.ID, n.Address, orDash(n.HTTPAddress),
-					state, n.Replicas, n.Leaders, free, orDash(n.Version))
-			}
-		})
+// next says what would help.
+func (s *statusReport) next() string {
+	var start, away []string
+	for _, n := range s.Nodes {
+		if !n.Live && !n.gone() {
+			start = append(start, fmt.Sprintf("start n%d (%s)", n.ID, n.Address))
+			away = append(away, fmt.Sprintf("n%d", n.ID))
+		}
+	}
+	if len(start) == 0 {
+		return ""
+	}
+	return strings.Join(start, ", ") + "; if gone for good: flotilla nodes decommission " +
+		strings.Join(away, " ")
 }
 
 func orDash(s string) string {
@@ -264,35 +287,13 @@ func (a *app) checkHealth(ctx context.Context) (s *statusReport, err error) {
 		switch {
 		case s.Health != "healthy":
 			return unhealthyError{strings.Join(append([]string{s.headline()}, s.Problems...), "; ")}
-		case len(s.Nodes) < len(endpoints):
+		case s.members() < len(endpoints):
 			return unhealthyError{fmt.Sprintf("%s, but %s were named", s.headline(),
 				plural(len(endpoints), "endpoint"))}
 		}
 		return nil
 	})
 	return s, err
-}
-
-func (a *app) nodesCommand() *cobra.Command {
-	cmd := group(&cobra.Command{Use: "nodes", Short: "The nodes of the cluster"})
-	cmd.AddCommand(&cobra.Command{
-		Use:   "ls",
-		Short: "List the nodes",
-		Args:  exactArgs(0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				s, err := fetchStatus(ctx, c, false)
-				if err != nil {
-					return err
-				}
-				if a.isJSON() {
-					return a.json(s.Nodes)
-				}
-				return a.printNodes(s.Nodes)
-			})
-		},
-	})
-	return cmd
 }
 
 func (a *app) versionCommand() *cobra.Command {

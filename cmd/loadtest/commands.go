@@ -56,7 +56,7 @@ longest time without a success is printed, overall and by range.`,
 	f.register(root.PersistentFlags())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(loadCommand(&f), runCommand(&f), presplitCommand(&f), spreadCommand(&f),
-		probeCommand(&f), reachCommand(&f), versionCommand())
+		probeCommand(&f), reachCommand(&f), watchCommand(&f), plotCommand(), versionCommand())
 	return root
 }
 

@@ -8,7 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flotilla-kv/flotilla/proto/adminpb"
 	"github.com/flotilla-kv/flotilla/proto/kv"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
 )
 
 func TestValueOutlivesEachOfThreeProcesses(t *testing.T) {
@@ -105,6 +107,48 @@ func TestOneNodeServesRefusesAndRestarts(t *testing.T) {
 		"--cluster", "00000000000000ab")
 	if !strings.Contains(out, "belongs to cluster") {
 		t.Fatalf("directory of another cluster: %s", out)
+	}
+}
+
+func TestADecommissionedProcessEndsWithZeroAndWithThreeWhenItIsStartedAgain(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 4)
+	for i := range c.nodes {
+		c.start(i + 1)
+	}
+	c.healthy(1, 4)
+	if r := c.do(put("k", "v", 1), 1); r.Code != kv.CodeOK {
+		t.Fatalf("put: %v %s", r.Code, r.Message)
+	}
+	c.admin(1, "decommission n2", func(ctx context.Context, a adminpb.AdminClient) error {
+		_, err := a.SetStanding(ctx, &adminpb.SetStandingRequest{
+			NodeId: 2, Standing: metapb.NodeStanding_NODE_STANDING_DECOMMISSIONING,
+		})
+		return err
+	})
+	// Nodes join in any order: the second process need not be n2.
+	retired := 0
+	eventually(t, "n2 is decommissioned", func(context.Context) error {
+		for i := 2; i <= 4; i++ {
+			if strings.Contains(c.nodes[i-1].log.String(), "n2 has been decommissioned") {
+				retired = i
+				return nil
+			}
+		}
+		return errors.New("not yet")
+	})
+	if code := c.wait(retired); code != 0 {
+		t.Fatalf("exit code %d", code)
+	}
+	if r := c.do(get("k"), 1); string(r.Value) != "v" {
+		t.Fatalf("without n2: %v %q", r.Code, r.Value)
+	}
+	c.start(retired)
+	if code := c.wait(retired); code != exitRetired {
+		t.Fatalf("started again: exit code %d", code)
+	}
+	if log := c.nodes[retired-1].log.String(); !strings.Contains(log, "an empty directory") {
+		t.Errorf("no remedy is named: %s", log)
 	}
 }
 

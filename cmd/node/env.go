@@ -42,7 +42,7 @@ func noTime(fs *pflag.FlagSet) error {
 	fs.Visit(func(f *pflag.Flag) {
 		if d, err := fs.GetDuration(f.Name); err == nil && d == 0 {
 			faults = append(faults, fmt.Errorf(
-				"--%s is 0, it must be positive (leave it out for the default, %s)",
+				"--%s is 0, which is no time at all (leave it out for the default, %s)",
 				f.Name, f.DefValue))
 		}
 	})

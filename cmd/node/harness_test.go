@@ -133,6 +133,12 @@ func (c *cluster) kill(i int) {
 func (c *cluster) stop(i int) int {
 	p := c.nodes[i-1]
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	return c.wait(i)
+}
+
+// wait waits until a process ends by itself; it returns the exit code.
+func (c *cluster) wait(i int) int {
+	p := c.nodes[i-1]
 	err := p.cmd.Wait()
 	p.cmd = nil
 	var exit *exec.ExitError

@@ -1,10 +1,11 @@
 // Command flotilla-node runs one node of a Flotilla cluster.
 //
-// Exit codes: 0 stopped as asked, 1 error, 2 wrong usage. An error is one line
-// on stderr that names the thing and the remedy. The Go runtime ends the process
-// with 2, too, when an invariant is broken, after it has printed which one, with
-// its numbers, and the goroutines; the store ends it with 7 when the disk no
-// longer keeps a promise.
+// Exit codes: 0 stopped as asked, also when the node was decommissioned while it
+// ran; 1 error; 2 wrong usage; 3 the cluster had decommissioned the node before it
+// was started, which no restart will change. An error is one line on stderr that
+// names the thing and the remedy. The Go runtime ends the process with 2, too, when
+// an invariant is broken, after it has printed which one, with its numbers, and the
+// goroutines; the store ends it with 7 when the disk no longer keeps a promise.
 package main
 
 import (
@@ -17,11 +18,14 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/flotilla-kv/flotilla/server"
 )
 
 const (
-	exitError = 1
-	exitUsage = 2
+	exitError   = 1
+	exitUsage   = 2
+	exitRetired = 3
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -44,6 +48,9 @@ func run(args []string) int {
 		return exitUsage
 	}
 	fmt.Fprintln(os.Stderr, "flotilla-node: "+oneLine(err))
+	if errors.Is(err, server.ErrDecommissioned) {
+		return exitRetired
+	}
 	return exitError
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -29,6 +30,7 @@ type flags struct {
 	leaseReads bool
 	rowCache   size
 	reserve    size
+	mergeBelow size
 	logFormat  string
 	logLevel   string
 }
@@ -63,6 +65,7 @@ func (f *flags) register(fs *pflag.FlagSet) {
 	d := server.Config{}.WithDefaults()
 	f.rangeSize, f.maxValue = size(d.RangeSize), size(d.MaxValueBytes)
 	f.cache, f.rowCache = size(d.CacheBytes), size(server.DefaultRowCacheBytes)
+	f.mergeBelow = size(server.DefaultMergeBelow)
 	c := &f.cfg
 	fs.SortFlags = false
 	fs.StringVar(&c.Data, "data", "", "directory of the store (required)")
@@ -80,6 +83,7 @@ func (f *flags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.rowCache, "row-cache-size", "memory for hot rows in front of the blocks (0: none)")
 	fs.Var(&f.reserve, "reserve", "disk space to keep free (0: the default, 512MiB)")
 	fs.IntVar(&c.ReplicationFactor, "replication", d.ReplicationFactor, "copies of every range")
+	f.registerPlacement(fs, d)
 	fs.DurationVar(&c.GCWindow, "gc-window", d.GCWindow, "how long old versions are kept")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", d.DrainTimeout,
 		"how long a stop hands leaders over")
@@ -98,6 +102,27 @@ func (f *flags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 }
 
+// registerPlacement registers what decides how many ranges there are and when their
+// copies are replaced. Whichever node drives placement goes by its own: they should be
+// the same everywhere.
+func (f *flags) registerPlacement(fs *pflag.FlagSet, d server.Config) {
+	c := &f.cfg
+	fs.DurationVar(&c.DeadAfter, "dead-after", d.DeadAfter,
+		"a node that is gone for longer is replaced: its copies are made anew elsewhere (at\n"+
+			"least 6s); one that comes back earlier is welcomed without a copy. This flag and the\n"+
+			"merge flags should be the same on every node")
+	fs.Var(&f.mergeBelow, "merge-below",
+		"neighbouring ranges that are smaller than this together, and cold, are merged; at\n"+
+			"most half of --range-size, a quarter of it if this is not given (0: never)")
+	fs.DurationVar(&c.MergeAfter, "merge-after", d.MergeAfter,
+		"how long they must have been small and cold")
+	fs.DurationVar(&c.LoadSplitCPU, "load-split-cpu", d.LoadSplitCPU,
+		"processor time per second above which a range is split where its load halves\n"+
+			"(negative: never)")
+	fs.Float64Var(&c.LoadSplitOps, "load-split-ops", d.LoadSplitOps,
+		"requests per second above which it is split so (negative: never)")
+}
+
 // config returns the validated configuration; the error names every fault.
 func (f *flags) config(fs *pflag.FlagSet, logs io.Writer) (server.Config, error) {
 	var faults []string
@@ -112,6 +137,13 @@ func (f *flags) config(fs *pflag.FlagSet, logs io.Writer) (server.Config, error)
 	c.RangeSize, c.MaxValueBytes = int64(f.rangeSize), int(f.maxValue)
 	c.CacheBytes, c.ReserveBytes = int64(f.cache), int64(f.reserve)
 	c.RowCacheBytes, c.QuorumReads = int64(f.rowCache), !f.leaseReads
+	if c.MergeBelow = int64(f.mergeBelow); !fs.Changed("merge-below") {
+		c.MergeBelow = min(c.MergeBelow, c.RangeSize/server.MergeShare)
+	}
+	if c.LoadSplitOps == 0 {
+		fault(errors.New("--load-split-ops is 0, which would split every range (leave it out " +
+			"for the default; -1: never)"))
+	}
 	c.Node = ids.NodeID(f.node)
 	if f.cluster != "" {
 		id, err := strconv.ParseUint(f.cluster, 16, 64)

@@ -66,6 +66,52 @@ func TestADurationOfZeroIsRefusedAndNotTakenForTheDefault(t *testing.T) {
 	}
 }
 
+func TestFlagsOfPlacementAreCheckedAgainstOneAnother(t *testing.T) {
+	t.Parallel()
+	for text, args := range map[string][]string{
+		"--dead-after is 1s":          {"--dead-after=1s"},
+		"--merge-below is 41943040":   {"--merge-below=40MiB"},
+		"--merge-below is 1048576":    {"--range-size=1MiB", "--merge-below=1MiB"},
+		"--merge-after is -1s":        {"--merge-after=-1s"},
+		"--load-split-ops is 0":       {"--load-split-ops=0"},
+		"--load-split-cpu is 0":       {"--load-split-cpu=0"},
+		"--replication is 4, it must": {"--replication=4"},
+	} {
+		if err := configure(t, args...); !mentions(err, text) {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+	for _, args := range [][]string{
+		{"--range-size=1MiB"}, // what is merged follows it
+		{"--range-size=1MiB", "--merge-below=512KiB"},
+		{"--merge-below=0"},
+		{"--load-split-cpu=-1s", "--load-split-ops=-1"},
+		{"--dead-after=6s"},
+	} {
+		if err := configure(t, args...); err != nil {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}
+
+func TestWhatIsMergedByDefaultFollowsTheSizeOfRanges(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int64{
+		"": 16 << 20, "--range-size=1MiB": 256 << 10, "--range-size=1GiB": 16 << 20,
+		"--merge-below=0": 0, "--merge-below=1MiB": 1 << 20,
+	} {
+		f, fs := &flags{}, pflag.NewFlagSet("start", pflag.ContinueOnError)
+		f.register(fs)
+		if err := fs.Parse([]string{"--data", "d", text}); err != nil {
+			t.Fatal(err)
+		}
+		c, err := f.config(fs, io.Discard)
+		if err != nil || c.MergeBelow != want {
+			t.Errorf("%q: %d, %v; want %d", text, c.MergeBelow, err, want)
+		}
+	}
+}
+
 func mentions(err error, text string) bool {
 	return err != nil && strings.Contains(err.Error(), text)
 }

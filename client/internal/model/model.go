@@ -38,6 +38,9 @@ type Range struct {
 	Desc   *metapb.RangeDescriptor
 	Leader ids.NodeID
 	Clock  hlc.Timestamp
+	// Frozen is what its leader answers to everything while the range is to be
+	// absorbed by its left neighbour; nil: it serves.
+	Frozen *kv.Response
 }
 
 // Cluster is the whole state.
@@ -101,6 +104,23 @@ func (c *Cluster) Split(key []byte) bool {
 	return true
 }
 
+// Merge lets the range that holds an internal key absorb its right neighbour, as
+// nodes do it: the descriptor is newer than both, the id is the left one's, and so is
+// the leader. False if there is no neighbour.
+func (c *Cluster) Merge(key []byte) bool {
+	left := c.Holder(key)
+	i := slices.Index(c.Ranges, left)
+	if left == nil || i+1 == len(c.Ranges) {
+		return false
+	}
+	right := c.Ranges[i+1]
+	d := proto.CloneOf(left.Desc)
+	d.End, d.Generation = right.Desc.End, max(d.Generation, right.Desc.Generation)+1
+	left.Desc, left.Clock, left.Frozen = d, max(left.Clock, right.Clock), nil
+	c.Ranges = slices.Delete(c.Ranges, i+1, i+2)
+	return true
+}
+
 // Handle serves a request at a node.
 func (c *Cluster) Handle(node ids.NodeID, r *kv.Request) *kv.Response {
 	out := &kv.Response{}
@@ -127,6 +147,10 @@ func (c *Cluster) admit(node ids.NodeID, r *kv.Request, out *kv.Response) *Range
 		out.Descriptors = c.descriptors(key, r.End)
 	case rg.Leader != node:
 		out.Code, out.Leader = kv.CodeNotLeader, rg.Leader
+	case rg.Frozen != nil:
+		if *out = *rg.Frozen; out.Code == kv.CodeNotLeader {
+			out.Leader = rg.Leader
+		}
 	default:
 		return rg
 	}
