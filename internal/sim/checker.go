@@ -27,6 +27,7 @@ type checker struct {
 	arrived map[arrival]bool            // a snapshot came, and may shrink the replica
 	sample  int
 	lease   *leaseChecker
+	tiles   *tiles
 	acks    *ackChecker
 }
 
@@ -68,7 +69,7 @@ func newChecker(s *Sim) *checker {
 		sim: s, leaders: map[leaderKey]uint64{},
 		applied: map[appliedKey]appliedValue{}, highest: map[replicaKey]durable{},
 		spans: map[replicaKey][]byte{}, arrived: map[arrival]bool{}, lease: newLeaseChecker(s),
-		acks: newAckChecker(s),
+		tiles: newTiles(s), acks: newAckChecker(s),
 	}
 }
 
@@ -119,11 +120,7 @@ func (c *checker) forget(n ids.NodeID) {
 
 func (c *checker) node(n *node) {
 	defer func() { n.looks++ }()
-	replicas, err := n.store.State().Replicas()
-	if err != nil {
-		c.sim.fail("replicas of %s: %v", n.id, err)
-		return
-	}
+	replicas := n.replicas()
 	for _, r := range replicas {
 		c.replica(n, r)
 		c.halves(n, r)
@@ -175,6 +172,15 @@ func (c *checker) replica(n *node, r *store.ReplicaState) {
 	c.sample++
 	if c.sample%17 == 0 {
 		c.recount(n, r)
+	}
+}
+
+// recountAll compares all of them, in the end.
+func (c *checker) recountAll() {
+	for _, n := range c.sim.machines {
+		for _, r := range n.replicas() {
+			c.recount(n, r)
+		}
 	}
 }
 
@@ -232,6 +238,10 @@ func describe(d *metapb.RangeDescriptor) string {
 	for _, r := range d.Replicas {
 		out += fmt.Sprintf(" n%d/%d/%d", r.NodeId, r.ReplicaId, r.Role)
 	}
+	if m := d.Merge; m != nil {
+		out += fmt.Sprintf(" merge: %v r%d g%d over g%d", m.Phase, m.RangeId, m.Generation,
+			m.OtherGeneration)
+	}
 	return out
 }
 
@@ -240,11 +250,7 @@ func describe(d *metapb.RangeDescriptor) string {
 func (c *checker) tiling() error {
 	newest := map[ids.RangeID]*metapb.RangeDescriptor{}
 	for _, n := range c.sim.machines {
-		replicas, err := n.store.State().Replicas()
-		if err != nil {
-			return fmt.Errorf("replicas of %s: %w", n.id, err)
-		}
-		for _, r := range replicas {
+		for _, r := range n.replicas() {
 			id := ids.RangeID(r.Descriptor.RangeId)
 			if d := newest[id]; d == nil || d.Generation < r.Descriptor.Generation {
 				newest[id] = proto.Clone(r.Descriptor).(*metapb.RangeDescriptor)

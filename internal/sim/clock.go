@@ -93,6 +93,10 @@ func (c *clock) setRate(rate float64) {
 // step sets the machine's wall clock.
 func (c *clock) step(d time.Duration) { c.set += d }
 
+// right sets the machine's wall clock to what it is outside: a machine that was
+// frozen makes up for that, too.
+func (c *clock) right() { c.set = c.lost }
+
 // freeze stops the machine's clocks, as a hypervisor does with a guest's.
 func (c *clock) freeze() {
 	if c.frozenAt < 0 {

@@ -70,10 +70,9 @@ func (n *node) join(from *node, reply func(func())) {
 		}
 		return
 	}
-	request := &adminpb.JoinRequest{Node: &metapb.NodeDescriptor{
-		StoreId: from.store.Identity().Record().StoreID, Address: from.id.String(),
-		Life: uint64(from.store.Identity().Record().Life),
-	}}
+	d := from.descriptor()
+	d.NodeId = 0
+	request := &adminpb.JoinRequest{Node: d}
 	n.driver.Join(request, func(r *adminpb.JoinReply, err error) {
 		if err != nil || r.NodeId == 0 {
 			return
@@ -136,10 +135,10 @@ func (c *control) report() {
 	if c.waiting || len(c.facts) == 0 && !c.full && n.sim.loop.now-c.lastSent < time.Second {
 		return
 	}
-	r := &metapb.NodeReport{Node: &metapb.NodeDescriptor{
-		NodeId: uint64(n.id), StoreId: n.store.Identity().Record().StoreID, Address: n.id.String(),
-		Life: uint64(n.store.Identity().Record().Life),
-	}, Full: c.full}
+	r := &metapb.NodeReport{
+		Node: n.descriptor(), Full: c.full,
+		UptimeSeconds: (n.physical.Monotonic() - n.booted).Seconds(),
+	}
 	if c.full {
 		r.Facts = n.table.Facts()
 	} else {
@@ -173,6 +172,15 @@ func (c *control) report() {
 	})
 }
 
+// descriptor is what a node says of itself.
+func (n *node) descriptor() *metapb.NodeDescriptor {
+	r := n.store.Identity().Record()
+	return &metapb.NodeDescriptor{
+		NodeId: uint64(n.id), StoreId: r.StoreID, Address: n.id.String(), Life: uint64(r.Life),
+		Locality: n.locality,
+	}
+}
+
 func (n *node) takeReport(r *metapb.NodeReport) *metapb.NodeReportReply {
 	switch {
 	case n.driver == nil:
@@ -194,6 +202,12 @@ func (c *control) replied(from ids.NodeID, r *metapb.NodeReportReply) {
 		return
 	}
 	c.good, c.full = from, r.WantFull
+	if r.Standing != nil {
+		c.n.standing = *r.Standing
+	}
+	if c.n.standing == metapb.NodeStanding_NODE_STANDING_DECOMMISSIONED {
+		return
+	}
 	for _, o := range r.Orders {
 		c.n.sim.order(c.n, o)
 	}
@@ -206,6 +220,9 @@ func (s *Sim) order(n *node, o *metapb.Order) {
 		s.loop.tracef("%s order %s r%d: %v", n.id, name, o.RangeId, err)
 		if err == nil {
 			s.count("orders_" + name)
+			if o.DemoteReplicaId != 0 {
+				s.count("swaps")
+			}
 		} else {
 			s.count("orders_refused")
 		}

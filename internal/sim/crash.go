@@ -70,6 +70,7 @@ func (n *node) closeTable() {
 	}
 	n.table.SettleRowCache()
 	n.table.Close()
+	n.sim.counters["load_splits"] += int(n.table.LoadSplits())
 	n.sim.counters["reads_of_hot_rows"] += int(n.table.RowCache().Hits)
 }
 

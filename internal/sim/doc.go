@@ -15,6 +15,16 @@
 // Simulated, so that a sync happens when it is waited for, which is an event
 // the disk delays.
 //
+// Placement is live: the driver of production runs on every node, and what it orders
+// is carried out between the nemesis's own orders. In parts of the seeds machines
+// stand in zones and the rule spreads by them, ranges have five copies, a node counts
+// as dead within seconds, small ranges merge, hot ones split (limits low enough for
+// this workload), a new machine joins and an old one is decommissioned. People ask
+// for merges, moves, transfers and scattering, drain nodes, change rules and pause
+// placement (people.go); in the end some wishes are repeated until they are granted.
+// The nemesis orders merges past placement, too, and breaks things while they are
+// under way, most of all when a range has just frozen (merge.go).
+//
 // What is checked:
 //
 //   - always: one leader per range and term, seen in the messages that leave;
@@ -22,7 +32,11 @@
 //   - after every event that may change it: no two nodes hold the lease of a
 //     range, nobody holds one of a term after a later term has committed, no
 //     hybrid clock runs further ahead of all wall clocks than restarts explain;
-//   - at every read and write: no leader writes at or below a timestamp at which
+//   - after every pass of a shard: the newest descriptors that were ever applied
+//     anywhere are whole and tile the keyspace, no generation has two of them, what
+//     has been absorbed had frozen for it and does not go on (tiles.go);
+//   - at every read and write: nothing is served by a range that is frozen or was
+//     absorbed, by whichever node; no leader writes at or below a timestamp at which
 //     an earlier one, or itself, served a read of the same keys (over splits,
 //     too), a get sees every put that was acknowledged when it came, and all
 //     that lies at or below its timestamp;
@@ -35,6 +49,10 @@
 //     the unknown ones, ranges tile the keyspace, all replicas agree;
 //   - progress: after the faults are healed every call ends and every range
 //     has a leader within a bound of simulated time;
+//   - placement: minutes after healing no operator runs, every range has as many
+//     copies as its rule wants, all vote, all stand where they may, no zone has a
+//     majority if that can be avoided, nodes that drain lead nothing, the
+//     decommissioned one holds nothing, and nobody has a replica that is none;
 //   - rest: without load no group is ticked and no message of raft flows, every
 //     leader holds its lease, and all replicas have applied the same.
 //
@@ -47,7 +65,11 @@
 // support.Table after server/support.go. A read is suspended between its steps
 // (ranges.Config.Pause).
 //
-// Not simulated: the cache of hot rows, whose library has goroutines of its own.
+// The time that work takes is not simulated, so loads are counted in operations.
+// A range that its rule wants on a node that drains may wait for that node.
+//
+// The cache of hot rows is the real one; its library has goroutines of its own, which
+// are waited for before each step of a read.
 //
 // Raft draws its election jitter from crypto/rand; the tests pin it with
 // testing/cryptotest, so one process runs one seed at a time.

@@ -19,11 +19,6 @@ func (s *Sim) rested() bool {
 			return false
 		}
 	}
-	for _, n := range s.machines {
-		if !n.alive || n.table == nil {
-			return false
-		}
-	}
 	return s.settled()
 }
 
@@ -32,7 +27,22 @@ func (s *Sim) settled() bool {
 		return false
 	}
 	s.restAt = s.loop.now + 500*time.Millisecond
-	return s.checker.tiling() == nil
+	return s.unsettled() == nil
+}
+
+// unsettled says what is not as it should be at rest: copies differ, or are not
+// where they belong, or placement is still at it.
+func (s *Sim) unsettled() error {
+	for _, n := range s.machines {
+		if !n.alive || n.table == nil {
+			return fmt.Errorf("%s does not serve", n)
+		}
+	}
+	if err := s.checker.tiling(); err != nil {
+		return err
+	}
+	s.tiledAt = s.loop.now
+	return s.unplaced()
 }
 
 // finish reads everything back and holds it against what was promised.
@@ -51,13 +61,14 @@ func (s *Sim) finish() {
 	}
 	// Followers learn of the last commit only now.
 	if !s.until(s.loop.now+20*time.Second, s.settled) {
-		s.fail("replicas do not agree after the final scan: %v", s.checker.tiling())
+		s.fail("replicas do not agree after the final scan: %v", s.unsettled())
 		return
 	}
 	s.checker.states()
 	if !s.fallSilent() {
 		return
 	}
+	s.checker.recountAll()
 	for _, check := range []func() error{
 		s.history.check,
 		func() error { return s.checkInserts(rows) },

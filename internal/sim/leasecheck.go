@@ -62,6 +62,10 @@ func (c *checker) after(n *node) {
 		c.lease.look(n)
 	}
 	c.lease.clock(n)
+	if n.polled {
+		n.polled = false
+		c.tiles.look(n)
+	}
 }
 
 // look asks a node which leases it holds now. A lease can only begin in an event
@@ -140,6 +144,7 @@ func (w *witness) Read(id ids.RangeID, term ids.Term, ts hlc.Timestamp, lease bo
 	}
 	c := w.n.sim.checker.lease
 	c.sim.counters[name]++
+	c.sim.checker.tiles.served(w.n, id, ts)
 	if me, ok := c.authority(w.n, id, term); ok {
 		c.read(w.n, me, ts)
 	}
@@ -148,6 +153,7 @@ func (w *witness) Read(id ids.RangeID, term ids.Term, ts hlc.Timestamp, lease bo
 // Write checks a write that was evaluated: it lies above every read of its span.
 func (w *witness) Write(id ids.RangeID, term ids.Term, ts hlc.Timestamp) {
 	c := w.n.sim.checker.lease
+	c.sim.checker.tiles.wrote(w.n, id, term)
 	if me, ok := c.authority(w.n, id, term); ok {
 		c.written(w.n, me, ts)
 	}

@@ -88,6 +88,8 @@ const (
 	concernNode
 	concernSupport
 	concernRead
+	concernPlacing
+	concernPerson
 )
 
 func stream(seed uint64, concern uint64) *rand.Rand {

@@ -26,6 +26,11 @@ func (s *Sim) nemesis() {
 func (s *Sim) machine() *node { return s.machines[s.nemesisRand.IntN(len(s.machines))] }
 
 func (s *Sim) fault() {
+	if p := s.options.Placement.Merges; p > 0 && chance(s.nemesisRand, p) {
+		s.splitOne()
+		s.mergeOne()
+		return
+	}
 	switch p := s.nemesisRand.IntN(100); {
 	case p < 16:
 		s.crashOne()
@@ -39,12 +44,14 @@ func (s *Sim) fault() {
 		s.slowDisk()
 	case p < 54:
 		s.stepClock()
-	case p < 65:
+	case p < 66:
 		s.splitOne()
-	case p < 77:
+	case p < 76:
 		s.orderOne(metapb.OrderKind_ORDER_KIND_TRANSFER_LEADER)
-	case p < 84:
+	case p < 81:
 		s.orderOne(metapb.OrderKind_ORDER_KIND_ADD_LEARNER)
+	case p < 92:
+		s.mergeOne()
 	default:
 		s.changeOne()
 	}
@@ -84,6 +91,10 @@ func (s *Sim) crashOne() {
 // comeBack restarts a dead machine after a while.
 func (s *Sim) comeBack(n *node) {
 	down := between(s.nemesisRand, 50*time.Millisecond, 5*time.Second)
+	if p := s.options.Placement; p.LongOutages && chance(s.nemesisRand, 0.15) {
+		s.count("outages")
+		down = p.DeadAfter/2 + between(s.nemesisRand, 0, 2*p.DeadAfter)
+	}
 	if chance(s.nemesisRand, 0.35) {
 		down = between(s.nemesisRand, time.Millisecond, s.options.Promise) // promises outlive it
 	}
@@ -202,7 +213,7 @@ func (s *Sim) stepClock() {
 	switch p := s.clockRand.IntN(20); {
 	case p < 8:
 		by = 30 * time.Millisecond
-	case p == 19 && n == s.machines[len(s.machines)-1]: // one, so that most are right
+	case p == 19 && n == s.machines[s.options.Nodes-1]: // one, so that most are right
 		by = 10 * time.Minute
 		s.count("clock_jumps")
 	}
@@ -230,7 +241,8 @@ func (s *Sim) leaderOf() (*node, *metapb.RangeFact) {
 
 func (s *Sim) splitOne() {
 	n, f := s.leaderOf()
-	if n == nil || f.Descriptor_.RangeId == 1 || s.splits >= s.options.MaxSplits {
+	if n == nil || f.Descriptor_.RangeId == 1 ||
+		s.splits-s.counters["merges"] >= s.options.MaxSplits {
 		return
 	}
 	prefix := [...]string{"k/", "p/", "s/", "n/"}[s.nemesisRand.IntN(4)]
@@ -249,6 +261,17 @@ func (s *Sim) splitOne() {
 			})
 	})
 }
+
+// splitSome makes some ranges before anything breaks, so that there is something to
+// merge and to move.
+func (s *Sim) splitSome() {
+	for i := range 2 + s.nemesisRand.IntN(5) {
+		s.loop.after(time.Duration(i)*splitPace, s.splitOne)
+	}
+}
+
+// splitPace lets one range be born before the next one is cut off.
+const splitPace = 300 * time.Millisecond
 
 // orderOne gives a random order of one kind, as placement would.
 func (s *Sim) orderOne(kind metapb.OrderKind) {
@@ -321,6 +344,7 @@ func (s *Sim) changeOne() {
 // heal ends every fault.
 func (s *Sim) heal() {
 	s.loop.tracef("heal")
+	s.people.conclude()
 	for _, l := range s.net.links {
 		l.cut = false
 	}
@@ -333,7 +357,7 @@ func (s *Sim) heal() {
 	for _, n := range s.machines {
 		n.stalled, n.disk, n.isolated, n.doom = false, s.options.Disk, false, 0
 		n.physical.thaw()
-		n.physical.set = 0
+		n.physical.right()
 		switch {
 		case !n.alive:
 			s.restart(n)

@@ -34,6 +34,7 @@ type node struct {
 	id       ids.NodeID // the machine's number, and the node id it is to get
 	physical *clock
 	fs       *vfs.MemFS
+	locality []string
 	rand     *rand.Rand
 
 	alive       bool
@@ -43,9 +44,10 @@ type node struct {
 	disk        time.Duration // latency of a sync
 	stalled     bool          // no sync ends
 	stalledAt   time.Duration
-	doom        int  // commits until the machine loses power, 0: not armed
-	isolated    bool // all its links are cut
-	looks       int  // how often the checker looked at the store
+	doom        int                 // commits until the machine loses power, 0: not armed
+	isolated    bool                // all its links are cut
+	standing    metapb.NodeStanding // as it was told last
+	looks       int                 // how often the checker looked at the store
 
 	// One process; made anew by boot.
 	store   *store.Store
@@ -59,9 +61,12 @@ type node struct {
 	reads   []func()
 
 	promises    *promises
-	leasesMoved bool // the event may have changed which leases are held here
-	settled     bool // others have agreed to this process's time
-	raising     bool // a remote stamp above the bound raises it at once
+	polled      bool                      // a shard made a pass: replicas may have changed
+	known       []*metapb.RangeDescriptor // here, when the checker looked last
+	booted      time.Duration             // on the lease clock
+	leasesMoved bool                      // the event may have changed which leases are held here
+	settled     bool                      // others have agreed to this process's time
+	raising     bool                      // a remote stamp above the bound raises it at once
 }
 
 // run executes f as part of the node's present process, later if it is paused.
@@ -113,7 +118,7 @@ func (n *node) wake() {
 			n.polling[shard] = true
 			n.after(between(n.rand, time.Microsecond, 200*time.Microsecond), func() {
 				n.polling[shard] = false
-				n.leasesMoved = true
+				n.leasesMoved, n.polled = true, true
 				n.host.Poll(shard)
 			})
 		}
@@ -154,7 +159,8 @@ func (n *node) boot() error {
 	n.store = s
 	record := s.Identity().Record()
 	n.alive, n.paused, n.deferred, n.reads, n.clock = true, false, nil, nil, nil
-	n.raising, n.settled, n.promises = false, record.Node == 0, nil
+	n.raising, n.settled, n.promises, n.known = false, record.Node == 0, nil, nil
+	n.booted = n.physical.Monotonic()
 	n.physical.thaw()
 	n.physical.restart()
 	n.sim.checker.lease.restarted()
@@ -201,6 +207,7 @@ func (n *node) serve() error {
 	table, err := ranges.New(ranges.Config{
 		Node: n.id, Store: n.store, Clock: n.clock, Physical: n.physical,
 		RangeSize: n.sim.options.RangeSize, GCWindow: 5 * time.Second, Logger: logger,
+		LoadSplitOps: n.sim.options.Placement.LoadSplitOps, LoadSplitCPU: -1,
 		Execute:     n.execute,
 		NextRangeID: n.control.nextRangeID,
 		OnFact:      n.control.fact,
@@ -227,9 +234,12 @@ func (n *node) serve() error {
 	if err := table.Start(n.host); err != nil {
 		return fmt.Errorf("start table: %w", err)
 	}
+	p := n.sim.options.Placement
 	n.driver = placement.NewDriver(placement.Config{
 		Self: n.id, ClusterID: n.sim.options.Seed | 1, KV: &systemKV{n: n},
-		DeadAfter: time.Minute, Logger: logger,
+		ReplicationFactor: p.Replicas, DeadAfter: p.DeadAfter,
+		RangeSize: n.sim.options.RangeSize, MergeBelow: p.MergeBelow, MergeAfter: p.MergeAfter,
+		Logger: logger,
 	})
 	n.loops()
 	n.wake()
@@ -324,9 +334,13 @@ func (n *node) receiveSnapshot(h *metapb.SnapshotHeader, chunks [][]byte, done f
 		return
 	}
 	n.sim.checker.arrived[arrival{n.id, ids.RangeID(h.RangeId)}] = true
+	subsumes := n.others(h.Descriptor_)
 	a.Deliver(func(err error) {
 		if err == nil {
 			n.sim.count("snapshots_installed")
+			if subsumes {
+				n.sim.count("snapshots_that_subsumed")
+			}
 		}
 		done(err)
 	})

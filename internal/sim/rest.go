@@ -116,11 +116,7 @@ func (s *Sim) withoutLease(gone *node) (missing []ids.RangeID) {
 
 // descriptors walks a node's routing table.
 func (n *node) descriptors() (all []*metapb.RangeDescriptor) {
-	replicas, err := n.store.State().Replicas()
-	if err != nil {
-		n.sim.fail("replicas of %s: %v", n, err)
-	}
-	for _, r := range replicas {
+	for _, r := range n.replicas() {
 		all = append(all, r.Descriptor)
 	}
 	return all

@@ -4,7 +4,6 @@ import (
 	"runtime/debug"
 	"testing"
 	"testing/cryptotest"
-	"time"
 )
 
 // runStory runs a cluster with its workload and lets act break it instead of
@@ -26,6 +25,7 @@ func runStory(t *testing.T, o Options, act func(s *Sim)) (result Result) {
 	for _, w := range s.workers {
 		w.next()
 	}
+	s.people.begin()
 	s.watch()
 	act(s)
 	if s.err != nil {
@@ -33,10 +33,6 @@ func runStory(t *testing.T, o Options, act func(s *Sim)) (result Result) {
 	}
 	s.quiet = true
 	s.heal()
-	if !s.until(s.loop.now+60*time.Second, s.rested) {
-		s.fail("no rest within a minute of healing:\n%s", s.describe())
-		return result
-	}
-	s.finish()
+	s.conclude()
 	return result
 }

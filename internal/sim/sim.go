@@ -2,7 +2,6 @@ package sim
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
@@ -14,58 +13,6 @@ import (
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/proto/kv"
 )
-
-// Options shape a run. Derive makes them from a seed.
-type Options struct {
-	Seed                  uint64
-	Nodes                 int
-	Clients               int
-	Duration              time.Duration // of the safety phase, virtual
-	Think                 time.Duration // longest pause between a client's calls
-	FaultEvery            time.Duration // mean time between faults
-	Disk                  time.Duration // usual latency of a sync
-	RangeSize             int64
-	BulkBytes             int
-	MaxSplits             int
-	MaxLogBytes           int64
-	SnapshotInMemoryBytes int64
-	Promise               time.Duration // how long a promise between nodes lasts
-	AskEvery              time.Duration // between requests for support
-	Drift                 float64       // of lease clocks, at most
-	ReadPauses            float64       // how likely a read is suspended between its steps
-	Freezes               bool          // machines freeze, clocks and all
-	RowCache              int64         // bytes for hot rows; 0: none
-	Trace                 io.Writer     // nil: no trace in words
-	Logs                  bool          // nodes' logs go to the trace
-}
-
-// Derive draws a run's options from its seed.
-func Derive(seed uint64) Options {
-	r := stream(seed, concernNode+1)
-	o := Options{
-		Seed: seed, Nodes: 3 + r.IntN(3), Clients: 3 + r.IntN(4),
-		Duration: 60 * time.Second, Think: between(r, 20, 400) * time.Millisecond,
-		FaultEvery: between(r, 300, 2500) * time.Millisecond,
-		Disk:       between(r, 50, 1000) * time.Microsecond,
-		RangeSize:  32<<10 + r.Int64N(128<<10), BulkBytes: 1 << (6 + r.IntN(6)),
-		MaxSplits: 4 + r.IntN(12), MaxLogBytes: 16<<10 + r.Int64N(256<<10),
-		SnapshotInMemoryBytes: 100 << 10,
-	}
-	if chance(r, 0.3) {
-		o.SnapshotInMemoryBytes = 1
-	}
-	o.Promise, o.AskEvery, o.Drift = 250*time.Millisecond, 50*time.Millisecond, maxDrift
-	if chance(r, 0.4) {
-		o.Promise = between(r, 100, 1500) * time.Millisecond
-		o.AskEvery = o.Promise / time.Duration(3+r.IntN(5))
-	}
-	o.ReadPauses = r.Float64() * 0.1
-	o.Freezes = chance(r, 0.25)
-	if chance(r, 0.75) {
-		o.RowCache = 1 << 20
-	}
-	return o
-}
 
 // provisional is added to a machine's number to name it until it has joined and
 // has an id: ids may skip numbers when joins are repeated.
@@ -96,12 +43,14 @@ type Sim struct {
 	quiet    bool // no new operations, no new faults
 	splits   int
 	restAt   time.Duration // next look at whether all is at rest
+	tiledAt  time.Duration // all replicas agreed when that was looked at last
 	err      error
 
 	clientLoss float64
 	// pauseAt says how long a read pauses before a step, for stories: instead of chance.
 	pauseAt func(n *node, step string) time.Duration
 
+	people      *people
 	nemesisRand *rand.Rand
 	clockRand   *rand.Rand
 	clientRand  *rand.Rand
@@ -134,20 +83,12 @@ func newSim(o Options) *Sim {
 		readRand: stream(o.Seed, concernRead),
 	}
 	s.checker = newChecker(s)
+	s.people = newPeople(s)
 	r := stream(o.Seed, concernNetwork)
 	s.net = newNetwork(s, r)
 	s.clientLoss = r.Float64() * 0.03
-	for i := 1; i <= o.Nodes; i++ {
-		n := &node{
-			sim: s, id: provisional + ids.NodeID(i),
-			physical: newClock(s.loop, s.clockRand, o.Drift),
-			fs:       newDisk(), rand: stream(o.Seed, concernDisk+uint64(i)<<8), disk: o.Disk,
-		}
-		if i == 1 {
-			n.id = 1
-		}
-		s.machines = append(s.machines, n)
-		s.nodes[n.id] = n
+	for range o.Nodes {
+		s.newMachine()
 	}
 	for i := range o.Clients {
 		c := newClient(s, i)
@@ -155,6 +96,27 @@ func newSim(o Options) *Sim {
 		s.workers = append(s.workers, &worker{c: c, s: s, insertsDone: map[int]bool{}})
 	}
 	return s
+}
+
+// newMachine puts up one more machine, with an empty disk and without power. They
+// stand in the zones in turn.
+func (s *Sim) newMachine() *node {
+	i := len(s.machines) + 1
+	n := &node{
+		sim: s, id: provisional + ids.NodeID(i),
+		physical: newClock(s.loop, s.clockRand, s.options.Drift),
+		fs:       newDisk(), rand: stream(s.options.Seed, concernDisk+uint64(i)<<8),
+		disk: s.options.Disk,
+	}
+	if i == 1 {
+		n.id = 1
+	}
+	if zones := s.options.Placement.Zones; zones > 0 {
+		n.locality = []string{"region=here", fmt.Sprintf("zone=z%d", i%zones)}
+	}
+	s.machines = append(s.machines, n)
+	s.nodes[n.id] = n
+	return n
 }
 
 // run is the story of a run: boot, safety phase, heal, progress, final checks.
@@ -165,7 +127,9 @@ func (s *Sim) run() {
 	for _, w := range s.workers {
 		w.next()
 	}
+	s.splitSome()
 	s.nemesis()
+	s.people.begin()
 	s.watch()
 	end := s.loop.now + s.options.Duration
 	s.until(end, func() bool { return false })
@@ -174,8 +138,24 @@ func (s *Sim) run() {
 	}
 	s.quiet = true
 	s.heal()
-	if !s.until(s.loop.now+60*time.Second, s.rested) {
-		s.fail("no rest within a minute of healing:\n%s", s.describe())
+	s.conclude()
+}
+
+// conclude waits for rest after healing, and then checks everything.
+func (s *Sim) conclude() {
+	healed := s.loop.now
+	s.tiledAt = healed
+	done := false
+	s.until(healed+restWithin, func() bool {
+		done = s.rested()
+		return done || s.loop.now-s.tiledAt > agreeWithin
+	})
+	if s.err != nil {
+		return
+	}
+	if !done {
+		s.fail("no rest %s after healing: %v\n%s%s", s.loop.now-healed, s.unsettled(), s.describe(),
+			s.explain())
 		return
 	}
 	s.finish()
@@ -194,7 +174,7 @@ func (s *Sim) assemble() bool {
 			return false
 		}
 	}
-	voters := min(len(s.machines), 3)
+	voters := min(len(s.machines)-1+len(s.machines)%2, s.options.Placement.Replicas)
 	return s.until(s.loop.now+60*time.Second, func() bool { return s.replicated(voters) }) ||
 		s.failed("ranges did not reach %d voters within a minute:\n%s", voters, s.describe())
 }
@@ -237,7 +217,7 @@ func (s *Sim) until(limit time.Duration, done func() bool) bool {
 
 // watch checks the stores' states now and then.
 func (s *Sim) watch() {
-	s.loop.after(200*time.Millisecond, func() {
+	s.loop.after(400*time.Millisecond, func() {
 		s.checker.states()
 		s.watch()
 	})
@@ -285,6 +265,9 @@ func (s *Sim) describe() string {
 			_, leader, _ := pick(n, r.Descriptor.Start)
 			fmt.Fprintf(&b, "  r%d replica %d index %d leader %d %s\n", r.Descriptor.RangeId,
 				r.Replica, r.Applied.Index, leader, describe(r.Descriptor))
+		}
+		for _, line := range n.operators() {
+			fmt.Fprintf(&b, "  %s\n", line)
 		}
 	}
 	for _, w := range s.workers {

@@ -35,6 +35,10 @@ var sometimes = []string{
 	"streams_broken", "replies_lost", "retries_of_writes", "frames_lost", "frames_duplicated",
 	"calls_conflict", "scans_of_registers", "scans_of_pairs", "atomic_batches",
 	"increments", "inserts_found", "reads_of_hot_rows",
+	"merges", "merges_aborted", "merge_freezes", "merge_thaws", "load_splits", "swaps",
+	"orders_ORDER_KIND_MERGE", "requests_for_merges", "requests_for_relocations",
+	"requests_for_scatters", "requests_for_transfers", "drains", "machines_replaced",
+	"outages", "rules_changed", "pauses_of_placement",
 }
 
 func replayCommand(seed uint64) string {

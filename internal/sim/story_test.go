@@ -16,6 +16,7 @@ func calm(seed uint64) Options {
 	o.Think = 20 * time.Millisecond
 	o.FaultEvery = 24 * time.Hour
 	o.RangeSize = 1 << 30
+	o.Placement = Placing{Replicas: 3, DeadAfter: time.Minute, LoadSplitOps: -1}
 	return o
 }
 
