@@ -178,11 +178,32 @@ func (r *Replica) leaveJoint() {
 	if !s.leads() || r.change != nil || !isJoint(s.desc) {
 		return
 	}
+	if role := replicaOf(s.desc, r.self).GetRole(); role != roleVoter && role != roleIncoming {
+		r.bequeath(s.desc)
+		return
+	}
 	r.change = &change{op: "leave joint configuration"}
 	err := r.proposeReplicas(leaveJoint(s.desc), &raftpb.ConfChangeV2{}, func(error) {})
 	if err != nil {
 		r.change = nil
 		r.mark()
+	}
+}
+
+// bequeath hands a joint configuration to one of those who vote after it, since
+// this leader does not. If it left the configuration itself it would step down as
+// soon as it applied that, and who votes afterwards may not know yet that it is
+// committed: they still need votes of the ones before, which are refused to them if
+// this log is longer by an entry. The group would have no leader ever again.
+// Maintenance comes again.
+func (r *Replica) bequeath(d *metapb.RangeDescriptor) {
+	r.mark()
+	for _, x := range d.GetReplicas() {
+		id := ids.ReplicaID(x.GetReplicaId())
+		if (x.GetRole() == roleVoter || x.GetRole() == roleIncoming) && r.caughtUp(id) {
+			r.handTo(id)
+			return
+		}
 	}
 }
 

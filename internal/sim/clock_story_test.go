@@ -24,6 +24,7 @@ func aside(t *testing.T, seed uint64, act func(s *Sim, n *node, id ids.RangeID))
 	return runStory(t, o, func(s *Sim) {
 		s.net.good()
 		s.rest()
+		s.holdPlacement()
 		n := s.leads(userKey("k/"))
 		if n == nil {
 			s.fail("nobody leads")
@@ -32,6 +33,16 @@ func aside(t *testing.T, seed uint64, act func(s *Sim, n *node, id ids.RangeID))
 		id, _, _ := pick(n, userKey("k/"))
 		act(s, n, id)
 	}).Err
+}
+
+// holdPlacement has placement begin nothing until the story has ended.
+func (s *Sim) holdPlacement() {
+	for s.err == nil && !s.people.paused {
+		if n := s.people.driver(); n != nil {
+			n.run(func() { s.people.pause(n, true, func() {}) })
+		}
+		s.wait(time.Second)
+	}
 }
 
 // play tells a story for some seeds.

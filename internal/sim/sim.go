@@ -11,7 +11,9 @@ import (
 
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/proto/adminpb"
 	"github.com/flotilla-kv/flotilla/proto/kv"
+	"github.com/flotilla-kv/flotilla/store"
 )
 
 // provisional is added to a machine's number to name it until it has joined and
@@ -263,8 +265,8 @@ func (s *Sim) describe() string {
 		replicas, _ := n.store.State().Replicas()
 		for _, r := range replicas {
 			_, leader, _ := pick(n, r.Descriptor.Start)
-			fmt.Fprintf(&b, "  r%d replica %d index %d leader %d %s\n", r.Descriptor.RangeId,
-				r.Replica, r.Applied.Index, leader, describe(r.Descriptor))
+			fmt.Fprintf(&b, "  r%d replica %d index %d leader %d %s%s\n", r.Descriptor.RangeId,
+				r.Replica, r.Applied.Index, leader, describe(r.Descriptor), n.raftState(r))
 		}
 		for _, line := range n.operators() {
 			fmt.Fprintf(&b, "  %s\n", line)
@@ -292,6 +294,23 @@ func stamp(c *hlc.Hybrid) string {
 		return "-"
 	}
 	return fmt.Sprint(c.Peek().Wall() - epoch)
+}
+
+// raftState says what raft makes of a replica that nobody leads.
+func (n *node) raftState(r *store.ReplicaState) (words string) {
+	if n.table == nil {
+		return ""
+	}
+	n.table.Describe(ids.RangeID(r.Descriptor.RangeId),
+		func(i *adminpb.ReplicaInfo, leads *adminpb.RangeInfo, ok bool) {
+			if ok && leads.LeaderNode == 0 {
+				words = fmt.Sprintf(" %s in term %d, log %d to %d, commit %d, applied %d",
+					i.RaftState, i.Term, i.FirstIndex, i.LastIndex, i.Commit, i.Applied)
+			}
+		})
+	n.run(func() {})
+	n.sim.until(n.sim.loop.now+2*time.Millisecond, func() bool { return words != "" })
+	return words
 }
 
 // Summary prints counters in order.
