@@ -46,8 +46,9 @@ cluster: build ## build, then start three nodes on this machine and wait until t
 test: lint generate-check test-unit test-race sim canary test-process ## all that a change must pass
 
 .PHONY: lint
-lint: ## the house rules, and go vet
+lint: ## the house rules, a build without tests, and go vet
 	$(GO) test -count=1 ./internal/lint
+	$(GO) build ./...
 	$(GO) vet ./...
 	$(GO) vet -tags canary ./...
 

@@ -3,7 +3,6 @@ package multiraft
 import (
 	"errors"
 	"log/slog"
-	"math"
 	"runtime"
 	"time"
 
@@ -31,10 +30,6 @@ var (
 	ErrExists = errors.New("group exists already")
 )
 
-// EveryReplica stands for all replicas of a range, past and to come, where the
-// next replica id that may live is told: the range itself is gone for ever.
-const EveryReplica = ids.ReplicaID(math.MaxUint64)
-
 // Config configures a host. Zero values mean the defaults named.
 type Config struct {
 	Node           ids.NodeID
@@ -49,12 +44,12 @@ type Config struct {
 	Logger         *slog.Logger   // default slog.Default()
 	// Gone says whether replica id of range r is known to be removed for ever,
 	// and the next id that may live (descriptor or tombstone; of use to others only
-	// if it is EveryReplica: the range is gone). Any goroutine. It must say gone
+	// if it is ids.EveryReplica: the range is gone). Any goroutine. It must say gone
 	// only of ids that were given out and removed, never of one that is to come.
 	// nil: nothing is known.
 	Gone func(r ids.RangeID, replica ids.ReplicaID) (next ids.ReplicaID, gone bool)
 	// OnGone tells that this node's replica of r is removed if its id is below
-	// next; EveryReplica: that the whole range is gone, which the node obeys only
+	// next; ids.EveryReplica: that the whole range is gone, which the node obeys only
 	// if nothing of its own still needs the data. Called on the range's shard; must
 	// not block. nil: ignored.
 	OnGone func(r ids.RangeID, next ids.ReplicaID)

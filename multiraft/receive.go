@@ -47,7 +47,7 @@ func (s *shard) notice(g *Group, from ids.NodeID, m *Message) {
 // is gone there is no newer replica, and that is told.
 func (s *shard) tellGone(to ids.NodeID, r ids.RangeID, sender, next ids.ReplicaID) {
 	s.metrics.goneNotices.Add(1)
-	if next != EveryReplica {
+	if next != ids.EveryReplica {
 		next = sender + 1
 	}
 	s.emit(to, Message{Range: r, Gone: next})

@@ -78,7 +78,7 @@ func (r *Replica) applyAbsorb(b *store.Batch, next *state, h header, body []byte
 	if err := st.State().PutDescriptor(b, r.id, r.self, after); err != nil {
 		return fmt.Errorf("stage absorb: %w", err)
 	}
-	if err := st.Log().PutTombstone(b, x.id, multiraft.EveryReplica); err != nil {
+	if err := st.Log().PutTombstone(b, x.id, ids.EveryReplica); err != nil {
 		return fmt.Errorf("stage absorb: %w", err)
 	}
 	return nil
@@ -114,7 +114,7 @@ func (t *Table) claim(
 		s.desc.GetGeneration() != right.GetGeneration() {
 		return nil, multiraft.ErrNotYet
 	}
-	t.mu.dying[id] = dying{self: x.self, next: multiraft.EveryReplica} // no snapshot any more
+	t.mu.dying[id] = dying{self: x.self, next: ids.EveryReplica} // no snapshot any more
 	return x, nil
 }
 

@@ -470,7 +470,7 @@ func TestStragglerOfAnAbsorbedRangeGoesWhenNobodyNeedsIt(t *testing.T) {
 		t.Fatal("replicas that were removed are still there")
 	}
 	if next, err := behind.store.Log().Tombstone(right); err != nil ||
-		next != multiraft.EveryReplica {
+		next != ids.EveryReplica {
 		t.Fatalf("tombstone %d, %v", next, err)
 	}
 	w.addVoter(2, behind.id)

@@ -6,7 +6,6 @@ import (
 
 	"github.com/flotilla-kv/flotilla/internal/canary"
 	"github.com/flotilla-kv/flotilla/internal/ids"
-	"github.com/flotilla-kv/flotilla/multiraft"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
 )
 
@@ -77,7 +76,7 @@ func (a *Admission) stopSubsumed(left []*Replica, next func(error)) {
 			next(refuseSnapshot(a.header, fmt.Sprintf("%v was thawed meanwhile", x.id)))
 			return
 		case canary.On(canary.SubsumeApart):
-			a.table.destroy(x, multiraft.EveryReplica)
+			a.table.destroy(x, ids.EveryReplica)
 		case a.table.replica(x.id) == x:
 			x.yields = true
 			x.reads.replace()
@@ -110,7 +109,7 @@ func (t *Table) takeLocked(x *Replica) bool {
 	}
 	t.mu.spans.remove(x.descriptor().GetStart())
 	delete(t.mu.byID, x.id)
-	t.mu.dying[x.id] = dying{self: x.self, next: multiraft.EveryReplica}
+	t.mu.dying[x.id] = dying{self: x.self, next: ids.EveryReplica}
 	return true
 }
 
@@ -126,9 +125,11 @@ func (a *Admission) restoreSubsumed() {
 			}
 			next, err := t.cfg.Store.Log().Tombstone(x.id)
 			if err != nil {
-				return // it stays as it is until a start
+				t.cfg.Logger.Error("read tombstone: a frozen range stays stopped until a restart",
+					"range", x.id, "error", err)
+				return
 			}
-			if next != multiraft.EveryReplica {
+			if next != ids.EveryReplica {
 				x.yields = false
 				x.reads.replaced()
 				x.group().ResumeApply()

@@ -151,7 +151,7 @@ func (t *Table) Start(h *multiraft.Host) error {
 // removal, or that a tombstone forbids, is finished off: a crash came between.
 func (t *Table) load(stored store.Stored) (*Replica, error) {
 	id, rs, next := stored.Range, stored.Replica, stored.Tombstone
-	if next == multiraft.EveryReplica {
+	if next == ids.EveryReplica {
 		// Its left neighbour took it in, and its data is that one's.
 		return nil, t.eraseRecords(id)
 	}
@@ -274,12 +274,12 @@ func (t *Table) Gone(id ids.RangeID, replica ids.ReplicaID) (next ids.ReplicaID,
 	t.mu.RLock()
 	r, leaving := t.mu.byID[id], t.mu.dying[id]
 	t.mu.RUnlock()
-	if replica == leaving.self && leaving.self != 0 || leaving.next == multiraft.EveryReplica {
+	if replica == leaving.self && leaving.self != 0 || leaving.next == ids.EveryReplica {
 		return leaving.next, true
 	}
 	if r == nil {
 		next, err := t.cfg.Store.Log().Tombstone(id)
-		return next, err == nil && next == multiraft.EveryReplica
+		return next, err == nil && next == ids.EveryReplica
 	}
 	d := r.descriptor()
 	if d == nil || uint64(replica) >= d.GetNextReplicaId() || replicaOf(d, replica) != nil {
@@ -293,7 +293,7 @@ func (t *Table) Gone(id ids.RangeID, replica ids.ReplicaID) (next ids.ReplicaID,
 // any more. On the range's shard; a host's callback.
 func (t *Table) OnGone(id ids.RangeID, next ids.ReplicaID) {
 	r := t.replica(id)
-	if r == nil || r.self >= next || next == multiraft.EveryReplica && !r.expendable() {
+	if r == nil || r.self >= next || next == ids.EveryReplica && !r.expendable() {
 		return
 	}
 	t.destroy(r, next)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
-	"math"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/cockroachkvs"
@@ -39,9 +38,6 @@ type subsumed struct {
 	r          ids.RangeID
 	start, end []byte
 }
-
-// goneForEver is a tombstone that no replica id passes.
-const goneForEver = ids.ReplicaID(math.MaxUint64)
 
 type phase uint8
 

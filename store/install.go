@@ -139,7 +139,7 @@ func (in *IncomingSnapshot) ownRecords(self ids.ReplicaID, h hardState) ([]pair,
 	var below, above []pair
 	for _, x := range in.subsumed {
 		dead := pair{
-			rangeKey(x.r, rangeTombstone), binary.AppendUvarint(nil, uint64(goneForEver)),
+			rangeKey(x.r, rangeTombstone), binary.AppendUvarint(nil, uint64(ids.EveryReplica)),
 		}
 		if x.r < in.r {
 			below = append(below, dead)

@@ -62,7 +62,7 @@ func notGone(it *pebble.Iterator, r ids.RangeID) error {
 		return err
 	}
 	next, err := decodeTombstone(v)
-	if err == nil && next == goneForEver {
+	if err == nil && next == ids.EveryReplica {
 		err = ErrNoReplica
 	}
 	return err

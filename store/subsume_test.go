@@ -56,7 +56,7 @@ func TestSnapshotSubsumesItsRightNeighbour(t *testing.T) {
 				if n := strings.Count(content(t, s), "\"frozen\""); n != 3 {
 					t.Errorf("%d keys of the subsumed replica are left, want 3", n)
 				}
-				if next, _ := s.Log().Tombstone(besideID(r)); next != goneForEver {
+				if next, _ := s.Log().Tombstone(besideID(r)); next != ids.EveryReplica {
 					t.Errorf("tombstone %d", next)
 				}
 				if got := replicaContent(t, s, besideID(r)); got != "none" {

@@ -4,7 +4,10 @@
 // meant; a bare uint64 never stands in an exported signature.
 package ids
 
-import "strconv"
+import (
+	"math"
+	"strconv"
+)
 
 // NodeID names a node of the cluster. Ids start at 1 and are never reused; 0
 // means "no node".
@@ -19,6 +22,10 @@ type RangeID uint64
 // from a range and added again gets a new one. It is raft's peer id. 0 means
 // "no replica".
 type ReplicaID uint64
+
+// EveryReplica stands for all replicas of a range, past and to come, where the next
+// replica id that may live is told or kept: the range itself is gone for ever.
+const EveryReplica = ReplicaID(math.MaxUint64)
 
 // Generation orders the descriptors of one key: a split gives both halves the
 // parent's plus one, a replica change adds one, so per key it only rises.

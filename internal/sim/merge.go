@@ -32,6 +32,16 @@ func (s *Sim) mergeOne() {
 	s.orderMerge(n, left.Start, right.Start)
 }
 
+// leads returns the node that leads the range of a key and serves.
+func (s *Sim) leads(key []byte) *node {
+	for _, n := range s.machines {
+		if r, _, ok := pick(n, key); ok && n.table.Leads(r) {
+			return n
+		}
+	}
+	return nil
+}
+
 // bring orders the leader of a range to let n lead it.
 func (s *Sim) bring(n *node, d *metapb.RangeDescriptor) {
 	leader := s.leads(d.Start)

@@ -89,16 +89,6 @@ func (s *Sim) pin(n *node, answered, refused *int) (stop func()) {
 	return func() { stopped = true }
 }
 
-// leads returns the node that leads the range of a key and serves.
-func (s *Sim) leads(key []byte) *node {
-	for _, n := range s.machines {
-		if r, _, ok := pick(n, key); ok && n.table.Leads(r) {
-			return n
-		}
-	}
-	return nil
-}
-
 // leadsBeside returns a node other than old that leads the first user range.
 func (s *Sim) leadsBeside(old *node) *node {
 	for _, n := range s.machines {

@@ -9,7 +9,6 @@ import (
 
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
-	"github.com/flotilla-kv/flotilla/multiraft"
 	"github.com/flotilla-kv/flotilla/proto/kv"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
 	"github.com/flotilla-kv/flotilla/store"
@@ -305,7 +304,7 @@ func (n *node) replicas() []*store.ReplicaState {
 			return false
 		}
 		next, err := n.store.Log().Tombstone(id)
-		return err == nil && next == multiraft.EveryReplica
+		return err == nil && next == ids.EveryReplica
 	})
 }
 

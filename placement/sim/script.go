@@ -80,52 +80,33 @@ func (c *command) list(name string) []string {
 }
 
 func (c *command) count(name string, otherwise int) int {
-	v, ok := c.take(name)
-	if !ok {
-		return otherwise
-	}
-	n, err := strconv.Atoi(v)
-	if err != nil {
-		c.fail(name, v)
-	}
-	return n
+	return argument(c, name, otherwise, strconv.Atoi)
 }
 
 // number reads 0.25, and 25% as the same.
 func (c *command) number(name string, otherwise float64) float64 {
-	v, ok := c.take(name)
-	if !ok {
-		return otherwise
-	}
-	n, err := parseNumber(v)
-	if err != nil {
-		c.fail(name, v)
-	}
-	return n
+	return argument(c, name, otherwise, parseNumber)
 }
 
 func (c *command) time(name string, otherwise time.Duration) time.Duration {
-	v, ok := c.take(name)
-	if !ok {
-		return otherwise
-	}
-	d, err := time.ParseDuration(v)
-	if err != nil {
-		c.fail(name, v)
-	}
-	return d
+	return argument(c, name, otherwise, time.ParseDuration)
 }
 
 func (c *command) size(name string, otherwise int64) int64 {
-	v, ok := c.take(name)
+	return int64(argument(c, name, float64(otherwise), parseNumber))
+}
+
+// argument takes an argument, or what is to be if it is not given.
+func argument[T any](c *command, name string, otherwise T, parse func(string) (T, error)) T {
+	text, ok := c.take(name)
 	if !ok {
 		return otherwise
 	}
-	n, err := parseNumber(v)
+	v, err := parse(text)
 	if err != nil {
-		c.fail(name, v)
+		c.fail(name, text)
 	}
-	return int64(n)
+	return v
 }
 
 // check reports arguments that were not understood.
