@@ -67,7 +67,7 @@ type Core struct {
 	gates    gateList
 	links    map[ids.NodeID]*link
 	lookups  []*lookup // in flight, oldest first
-	queued   []*leg    // wait for a free lookup
+	queued   legQueue  // wait for a free lookup
 	attempts map[uint64]*leg
 	timers   timerHeap
 

@@ -46,11 +46,11 @@ const (
 
 // gate is a range of which it is not known who leads it.
 type gate struct {
-	entry       *entry
-	prev, next  *gate // of all gates, the oldest first
-	closed      bool  // it is no more
-	probe       *leg  // never nil while the gate is there
-	first, last *leg  // who follow
+	entry      *entry
+	prev, next *gate // of all gates, the oldest first
+	closed     bool  // it is no more
+	probe      *leg  // never nil while the gate is there
+	followers  legQueue
 
 	since  time.Duration // when it closed, or when there was news last
 	pause  time.Duration // the last one
@@ -125,29 +125,8 @@ func (c *Core) replaceScout(k *link, old *gate) {
 // follow lets a leg wait for what the probe finds.
 func (c *Core) follow(l *leg, g *gate) {
 	l.gate, l.entry, l.state = g, g.entry, legFollows
-	l.prev, l.next = g.last, nil
-	if l.prev == nil {
-		g.first = l
-	} else {
-		l.prev.next = l
-	}
-	g.last = l
+	g.followers.push(l)
 	c.setTimer(l, 0)
-}
-
-// unlink takes a leg out of those who follow.
-func (g *gate) unlink(l *leg) {
-	if l.prev == nil {
-		g.first = l.next
-	} else {
-		l.prev.next = l.next
-	}
-	if l.next == nil {
-		g.last = l.prev
-	} else {
-		l.next.prev = l.prev
-	}
-	l.prev, l.next = nil, nil
 }
 
 // leaveGate takes a leg out of its gate. If it was the probe the next one
@@ -160,16 +139,15 @@ func (c *Core) leaveGate(l *leg) {
 	}
 	l.gate = nil
 	if g.probe != l {
-		g.unlink(l)
+		l.unqueue()
 		return
 	}
-	f := g.first
+	f := g.followers.pop()
 	g.probe = f
 	if f == nil {
 		c.removeGate(g)
 		return
 	}
-	g.unlink(f)
 	f.turn, f.avoid, f.hops = l.turn, 0, 0
 	if f.last == "" {
 		f.last = l.last
@@ -309,7 +287,7 @@ func (c *Core) led(now time.Duration, l *leg, by ids.NodeID) {
 		if g.probe == l {
 			g.probe = nil
 		} else {
-			g.unlink(l)
+			l.unqueue()
 		}
 	}
 	c.release(now, g, by)
@@ -319,11 +297,8 @@ func (c *Core) led(now time.Duration, l *leg, by ids.NodeID) {
 // leader by waiting for its answer.
 func (c *Core) release(now time.Duration, g *gate, leader ids.NodeID) {
 	c.removeGate(g)
-	probe, first := g.probe, g.first
-	g.probe, g.first, g.last = nil, nil, nil
-	for l := first; l != nil; l = l.next {
-		l.gate = nil
-	}
+	probe := g.probe
+	g.probe = nil
 	if probe != nil {
 		probe.gate = nil
 		switch probe.state {
@@ -333,17 +308,11 @@ func (c *Core) release(now time.Duration, g *gate, leader ids.NodeID) {
 			c.dispatch(now, probe)
 		}
 	}
-	for l := first; l != nil; {
-		next := l.next
-		l.prev, l.next = nil, nil
-		// Its call may have ended while an earlier one went on.
-		if l.state == legFollows {
-			l.hops, l.avoid = 0, 0
-			if !c.resume(now, l, leader) {
-				c.dispatch(now, l)
-			}
+	for l := g.followers.pop(); l != nil; l = g.followers.pop() {
+		l.gate, l.hops, l.avoid = nil, 0, 0
+		if !c.resume(now, l, leader) {
+			c.dispatch(now, l)
 		}
-		l = next
 	}
 }
 

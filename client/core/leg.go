@@ -27,8 +27,9 @@ type leg struct {
 	req   kv.Request // as sent last
 	state legState
 
-	gate       *gate // at which it waits, or of which it is the probe
-	prev, next *leg  // of those who follow there
+	gate       *gate     // at which it waits, or of which it is the probe
+	queue      *legQueue // of those who follow there, or who wait for a lookup
+	prev, next *leg      // in that queue
 
 	entry    *entry    // the route of the last attempt
 	drives   uint64    // the attempt that legSent waits for

@@ -19,12 +19,12 @@ type lookup struct {
 	key     []byte
 	reverse bool
 	suspect *entry // the cached range that is doubted; nil: the key is not cached
-	waiters []*leg
+	waiters legQueue
 }
 
 // lookup lets a leg wait until its range has been looked up. Legs that ask for
 // the same key, or doubt the same range, share one question; when maxLookups
-// are out, legs queue and look into the cache again after the next answer.
+// are out, legs queue, and look into the cache again when it is their turn.
 func (c *Core) lookup(now time.Duration, l *leg) {
 	c.leaveGate(l)
 	key, reverse := l.routeKey(), l.reverse()
@@ -35,16 +35,16 @@ func (c *Core) lookup(now time.Duration, l *leg) {
 		same := bytes.Equal(q.key, key) && q.reverse == reverse
 		if same || (doubted != nil && q.suspect == doubted) {
 			l.hops++
-			q.waiters = append(q.waiters, l)
+			q.waiters.push(l)
 			return
 		}
 	}
 	if len(c.lookups) >= maxLookups {
-		c.queued = append(c.queued, l)
+		c.queued.push(l)
 		return
 	}
 	l.hops++
-	c.ask(key, reverse, doubted).waiters = []*leg{l}
+	c.ask(key, reverse, doubted).waiters.push(l)
 }
 
 // refresh asks for a leg's range again while the leg goes on with what is
@@ -73,14 +73,9 @@ func (c *Core) ask(key []byte, reverse bool, doubted *entry) *lookup {
 
 // leaveLookup takes a leg out of whatever lookup it waits for.
 func (c *Core) leaveLookup(l *leg) {
-	if l.state != legLookup {
-		return
+	if l.state == legLookup {
+		l.unqueue()
 	}
-	isL := func(o *leg) bool { return o == l }
-	for _, q := range c.lookups {
-		q.waiters = slices.DeleteFunc(q.waiters, isL)
-	}
-	c.queued = slices.DeleteFunc(c.queued, isL)
 }
 
 // LookupDone is the answer to a lookup, or why there is none.
@@ -107,12 +102,7 @@ func (c *Core) LookupDone(
 	if e := c.cache.find(q.key, q.reverse); e != nil {
 		e.suspect = false
 	}
-	waiters, queued := q.waiters, c.queued
-	q.waiters, c.queued = nil, nil
-	for _, l := range waiters {
-		if l.state != legLookup {
-			continue // its call ended while an earlier waiter went on
-		}
+	for l := q.waiters.pop(); l != nil; l = q.waiters.pop() {
 		l.state = legIdle
 		if err != nil {
 			l.last = "looking up the range: " + err.Error()
@@ -124,13 +114,22 @@ func (c *Core) LookupDone(
 		}
 		c.again(now, l)
 	}
-	for _, l := range queued {
-		if l.state == legLookup {
-			l.state = legIdle
-			c.dispatch(now, l)
-		}
-	}
+	c.dequeue(now)
 	c.finish(now)
+}
+
+// dequeue lets legs go on that waited for a free lookup, until none is free: a leg
+// whose range was learned meanwhile needs none. Who stays in the queue is not
+// looked at, so what an answer costs does not grow with how many wait.
+func (c *Core) dequeue(now time.Duration) {
+	for len(c.lookups) < maxLookups {
+		l := c.queued.pop()
+		if l == nil {
+			return
+		}
+		l.state = legIdle
+		c.dispatch(now, l)
+	}
 }
 
 // learn merges descriptors that came with a response.

@@ -214,7 +214,12 @@ func (r *recording) drawPanel(b *strings.Builder, p panel, top float64) {
 	for i, name := range slices.Sorted(maps.Keys(r.nodes)) {
 		s, colour := r.nodes[name], plotColours()[i%len(plotColours())]
 		var line strings.Builder
-		for j, v := range s.values[p.column] {
+		values := s.values[p.column]
+		for j, v := range values {
+			// What stays the same between two looks adds nothing to a line.
+			if j > 0 && j+1 < len(values) && v == values[j-1] && v == values[j+1] {
+				continue
+			}
 			fmt.Fprintf(&line, "%.1f,%.1f ", x(s.at[j]), y(v))
 		}
 		fmt.Fprintf(b, `<polyline fill="none" stroke="%s" stroke-width="1.5" points="%s"/>`+"\n",
