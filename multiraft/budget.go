@@ -30,8 +30,9 @@ const (
 
 	defaultTruncateEntries = 64
 	defaultMaxLogBytes     = 16 << 20
-	// defaultSnapshotsOut bounds the snapshots being sent. Beyond it raft is told
-	// that the sending failed and tries again after a heartbeat.
+	// defaultSnapshotsOut bounds the snapshots being sent. Beyond it groups queue for
+	// their turn (turns.go), and raft is told that the sending failed and tries again
+	// after a heartbeat.
 	defaultSnapshotsOut = 2
 )
 
@@ -59,6 +60,10 @@ const (
 	// readRetryTicks is how long an unanswered ReadIndex may take before
 	// another one is issued.
 	readRetryTicks = 5
+	// maxTurns bounds the groups that queue to send a snapshot; one that does not ask
+	// again within turnHeartbeats leaves the queue.
+	maxTurns       = 1024
+	turnHeartbeats = 5
 	// maxInstalls bounds the snapshot installs that run or wait on a node.
 	// Beyond it a delivered snapshot is discarded; the leader sends another.
 	maxInstalls = 16

@@ -53,6 +53,10 @@ type Config struct {
 	// if nothing of its own still needs the data. Called on the range's shard; must
 	// not block. nil: ignored.
 	OnGone func(r ids.RangeID, next ids.ReplicaID)
+	// OnHalted tells that a replica of r, which this node leads, said that it has
+	// halted: Progress shows it as inactive. Called on the range's shard; must not
+	// block. nil: ignored.
+	OnHalted func(r ids.RangeID)
 	// Background runs a job that blocks on disk (snapshot install). Must not
 	// block itself. Default: a pool of two goroutines of Run. The simulator
 	// queues it as an event.
@@ -98,6 +102,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.OnGone == nil {
 		c.OnGone = func(ids.RangeID, ids.ReplicaID) {}
+	}
+	if c.OnHalted == nil {
+		c.OnHalted = func(ids.RangeID) {}
 	}
 	if c.ElectionTicks <= c.HeartbeatTicks {
 		return c, errors.New("configure host: election ticks must exceed heartbeat ticks")

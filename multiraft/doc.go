@@ -45,6 +45,9 @@
 //   - A lease is published only while this replica leads, has applied an entry
 //     of its term and has not begun a transfer in it; it is unpublished before a
 //     message leaves that tells of the end.
+//   - A replica that has a change of the configuration on disk knows, after any
+//     crash, that the change before it is committed (logwrite.go): what it believes
+//     in when it campaigns is never two changes behind another that is in force.
 //   - While a snapshot is installed no append and no apply of its group runs.
 //   - No map iteration and no clock influences what happens: the same inputs in
 //     the same order give the same passes.
@@ -79,6 +82,8 @@
 //	elect.go   who campaigns when, in turns
 //	walk.go    news about a node, brought to its groups some in each pass
 //	ask.go     questions to a leader that may be none any more
+//	halt.go    a replica that can do nothing any more says so
+//	park.go    a leader that waits for another group here, in vain, hands over
 //
 // Group.publish is the one place where a change of leadership is published
 // before its messages leave, Group.mayVote the one where votes are filtered.

@@ -19,28 +19,33 @@ import (
 // rank is this replica's place among the voters that may follow a leader that is
 // gone (0: none in particular), 0 for the first. Voters whose nodes are known to
 // live go before the others; the rest is a shuffle that differs from range to
-// range, so that the groups of a dead node are spread over the survivors.
+// range, so that the groups of a dead node are spread over the survivors. Who cannot
+// serve, being parked, goes behind all of them.
 func (g *Group) rank(gone ids.ReplicaID) int {
 	now := g.host.cfg.Support.Now()
 	mine := shuffle(g.cfg.Range, g.cfg.Replica)
-	rank := 0
+	rank, others := 0, 0
 	for i := range g.peers {
 		p := &g.peers[i]
 		if p.replica == g.cfg.Replica || p.replica == gone || !g.isVoter(uint64(p.replica)) ||
 			!p.lives(now) {
 			continue
 		}
+		others++
 		if other := shuffle(g.cfg.Range, p.replica); other < mine {
 			rank++
 		}
 	}
+	if len(g.parked) > 0 {
+		rank += others + 1
+	}
 	return rank
 }
 
-// lives says whether a peer's node is not known to be dead: it supports this
-// node or is promised something, or neither was ever so.
+// lives says whether a peer is not known to have halted, nor its node to be dead:
+// that supports this node or is promised something, or neither was ever so.
 func (p *peer) lives(now leaseTime) bool {
-	if p.support == nil {
+	if p.support == nil || p.halted {
 		return false
 	}
 	v := p.support.View()
@@ -50,10 +55,14 @@ func (p *peer) lives(now leaseTime) bool {
 func shuffle(r ids.RangeID, id ids.ReplicaID) uint64 { return support.Mark(r, id, 0) }
 
 // patience is how many ticks this replica waits for a leader from which it has
-// just heard, or for an election to end: one to two election timeouts.
+// just heard, or for an election to end: one to two election timeouts, and one more
+// if it could not serve.
 func (g *Group) patience() uint64 {
 	e := uint64(g.host.cfg.ElectionTicks)
 	g.tries++
+	if len(g.parked) > 0 {
+		return 2*e + support.Mark(g.cfg.Range, g.cfg.Replica, ids.Term(g.tries))%e
+	}
 	return e + support.Mark(g.cfg.Range, g.cfg.Replica, ids.Term(g.tries))%e
 }
 

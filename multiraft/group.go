@@ -47,6 +47,7 @@ type Group struct {
 	relinquished ids.Term              // in which the lease was given up (R5)
 	heir         ids.ReplicaID         // of the last transfer begun here
 	retries      int                   // looks at a transfer that failed, in this term
+	barred       int                   // ticks for which it leads and cannot serve; see park.go
 	record       record                // whom this replica follows; see record.go
 	awaited      awaited               // a leader to whom nothing is promised
 	deferred     *raftpb.Message       // a request for a vote that came too early
@@ -73,6 +74,7 @@ type peer struct {
 	node    ids.NodeID
 	learner bool
 	learned bool   // known from its messages only
+	halted  bool   // as it said itself; see halt.go
 	member  bool   // in the configuration as applied, in any role
 	wanted  bool   // counted by package support: a group is shared with its node
 	seen    uint64 // the shard's tick when it was last heard
@@ -176,8 +178,8 @@ func (g *Group) loadRaft() error {
 	return err
 }
 
-// halt ends a group that cannot go on. Its replica falls silent; the others
-// elect a leader without it.
+// halt ends a group that cannot go on. Its replica falls silent, but for saying so;
+// the others elect a leader without it.
 func (g *Group) halt(op string, err error) {
 	if g.status.Halted {
 		return
@@ -188,6 +190,7 @@ func (g *Group) halt(op string, err error) {
 		"op", op, "range", g.cfg.Range, "replica", g.cfg.Replica, "term", g.status.Term,
 		"index", g.applied, "error", err)
 	g.retire()
+	g.announceHalt()
 	g.reads.fail(ErrStopped)
 	g.cfg.Machine.Changed(g.Status())
 }
@@ -370,9 +373,12 @@ func (g *Group) Campaign() {
 }
 
 // recentlyActive says whether a replica was heard lately, or need not speak
-// because its node supports this one.
+// because its node supports this one. One that has halted is not active.
 func (g *Group) recentlyActive(id ids.ReplicaID, heard bool) bool {
 	p := g.peer(id)
+	if p != nil && p.halted {
+		return false
+	}
 	if heard || p == nil {
 		return heard
 	}

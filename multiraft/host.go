@@ -16,11 +16,11 @@ type Host struct {
 	cfg    Config
 	shards []*shard
 
-	inboxBytes   atomic.Int64
-	snapshotsOut atomic.Int64
-	installs     atomic.Int64
-	stopped      atomic.Bool
-	failure      atomic.Pointer[error] // the store could not keep a promise
+	inboxBytes atomic.Int64
+	snapshots  snapshotTurns // being sent
+	installs   atomic.Int64
+	stopped    atomic.Bool
+	failure    atomic.Pointer[error] // the store could not keep a promise
 
 	jobs    jobQueue
 	stirred chan struct{} // a token: some shard needs ticks again

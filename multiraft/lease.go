@@ -241,9 +241,9 @@ func (g *Group) dropPeer(p *peer) {
 }
 
 // supported says whether the node of a follower supports this one now, and
-// under which epoch.
+// under which epoch. That says nothing of a follower that has halted.
 func (p *peer) supported(now leaseTime) (support.Epoch, bool) {
-	if p.support == nil {
+	if p.support == nil || p.halted {
 		return 0, false
 	}
 	v := p.support.View()

@@ -54,15 +54,22 @@ func (s *shard) writeLog() {
 // A hard state in which only the commit index moved is not written: it is
 // raised to the applied index at load, which is all that is promised.
 //
-// Unless one of the entries is a seal (GroupConfig.Seals). Let a leader propose
-// it when it has applied F. Then everyone who has the seal in its log knows that
-// F is committed: the leader does, and an append that brings the seal carries a
-// commit index of at least F, which the receiver takes over in the same step,
-// since its log then reaches beyond F. Whoever leads later and passes the seal
-// on has it in its log, too. So the Ready with the seal, or an earlier one,
-// brought a commit index of at least F, and here it is written in the batch of
-// the seal: whose seal is durable, whose match the leader has seen at it, applies
-// F after any crash, without asking anyone.
+// Unless one of the entries is a seal: a change of the configuration, or what
+// GroupConfig.Seals says. Let a leader propose it when it has applied F. Then
+// everyone who has the seal in its log knows that F is committed: the leader does,
+// and an append that brings the seal carries a commit index of at least F, which
+// the receiver takes over in the same step, since its log then reaches beyond F.
+// Whoever leads later and passes the seal on has it in its log, too. So the Ready
+// with the seal, or an earlier one, brought a commit index of at least F, and here
+// it is written in the batch of the seal: whose seal is durable, whose match the
+// leader has seen at it, applies F after any crash, without asking anyone.
+//
+// For changes of the configuration F is the change before: a leader proposes one
+// only when it has applied all earlier ones. Who has the second in its log and
+// came back from a crash without knowing that the first is committed would believe
+// in the configuration before both, be allowed to campaign in it (raft forbids that
+// only beside a change that is known to be committed), and win by a majority that
+// need not meet that of the configuration after both: two leaders that commit.
 func (g *Group) stageAppend(b *store.Batch, m *raftpb.Message) (bool, error) {
 	write, sealed := false, false
 	if entries := m.GetEntries(); len(entries) > 0 {
@@ -92,8 +99,9 @@ func (g *Group) hasSeal(entries []*raftpb.Entry) bool {
 	if canary.On(canary.SealForgetsCommit) {
 		return false
 	}
-	return g.cfg.Seals != nil && slices.ContainsFunc(entries, func(e *raftpb.Entry) bool {
-		return e.GetType() == raftpb.EntryNormal && g.cfg.Seals(e.GetData())
+	return slices.ContainsFunc(entries, func(e *raftpb.Entry) bool {
+		return e.GetType() != raftpb.EntryNormal ||
+			g.cfg.Seals != nil && g.cfg.Seals(e.GetData())
 	})
 }
 

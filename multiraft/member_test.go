@@ -275,6 +275,36 @@ func TestMessagesForAnotherIncarnationChangeNothing(t *testing.T) {
 	}
 }
 
+// Seed 5022 of the simulation: all replicas that a removed learner knew had moved, and
+// their nodes held newer ones, to which it did not speak. It asked for ever.
+func TestARemovedReplicaThatKnowsOnlyReplacedOnesIsTold(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, nil)
+	c.bootstrap(7, 1, 2, 3)
+	n := c.nodes[2] // holds replica 2; replica 1 was there before
+	n.host.cfg.Gone = func(_ ids.RangeID, id ids.ReplicaID) (ids.ReplicaID, bool) {
+		return id + 1, id == 205
+	}
+	for _, sender := range []uint64{205, 206} { // 206 is well, and only late
+		n.host.Receive(Frame{From: 3, Messages: []Message{{Range: 7, Raft: &raftpb.Message{
+			Type: raftpb.MsgPreVote.Enum(), From: new(sender), To: new(uint64(1)),
+			Term: new(uint64(99)),
+		}}}})
+	}
+	n.poll()
+	var told []ids.ReplicaID
+	for _, p := range c.wire {
+		for _, m := range p.messages {
+			if p.to == 3 && m.Gone != 0 {
+				told = append(told, m.Gone)
+			}
+		}
+	}
+	if !slices.Equal(told, []ids.ReplicaID{206}) {
+		t.Fatalf("told %v, want that all below 206 are gone", told)
+	}
+}
+
 func TestANoticeSparesANewerReplicaOfTheNode(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 3, nil)

@@ -25,17 +25,18 @@ type Message struct {
 	// this epoch of the promise between the two nodes (docs/LEASES.md, R1).
 	Epoch support.Epoch
 	// Left makes the message a notice (Raft is nil): this replica has left a term
-	// in which it led (R7).
+	// in which it led (R7); or, if it names no term, it has halted.
 	Left Departure
 	// Ask, on a MsgHeartbeatResp of an outdated term, asks the receiver whether it
 	// still leads in this term (R7, ask.go).
 	Ask ids.Term
 }
 
-// Departure says that a replica leads no more in a term, nor in earlier ones.
+// Departure says that a replica leads no more in a term, nor in earlier ones; or,
+// without a term, that it has halted, which says nothing about terms.
 type Departure struct {
-	Replica ids.ReplicaID
-	Term    ids.Term // 0: no departure
+	Replica ids.ReplicaID // 0: no departure
+	Term    ids.Term      // 0: it has halted
 }
 
 // Frame is what one node sends another: all that was queued, one stamp.

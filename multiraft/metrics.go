@@ -95,6 +95,6 @@ func (h *Host) Metrics() Metrics {
 		m.Groups += c.groups.Load()
 	}
 	m.InboxBytes = h.inboxBytes.Load()
-	m.SnapshotsOut = h.snapshotsOut.Load()
+	m.SnapshotsOut = h.snapshots.sending()
 	return m
 }

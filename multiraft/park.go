@@ -18,7 +18,11 @@ import (
 // are appended and acknowledged, votes are given. What is kept is bounded by
 // raft's own limit for entries handed out and not applied (maxCommittedBytes). A
 // parked replica that is elected leads without having applied an entry of its
-// term, so it has no lease and confirms no read.
+// term, so it has no lease and confirms no read. What it waits for may never come
+// (the other group's replica here halted), and its heartbeats would keep everybody
+// else from leading. So it comes last when the group elects (rank), and if it leads
+// all the same, and has served nothing for an election timeout, it hands over, to
+// one after the other. It is not forbidden to lead: all may be parked.
 //
 // A wait for all replicas. A leader may ask to be called when every replica of
 // the configuration is known to have an index on disk.
@@ -54,6 +58,46 @@ func (s *shard) resumeApply(g *Group) {
 	g.parked = nil
 	s.resumed = true
 	s.queue(g) // so that the pass comes to the applies
+}
+
+// stepAside is called with each tick of a leader: one that is parked and has applied
+// nothing of its term for an election timeout hands over, once in such a time.
+func (g *Group) stepAside(transferring bool) {
+	if len(g.parked) == 0 || g.appliedTerm == uint64(g.status.Term) {
+		g.barred = 0
+		return
+	}
+	if g.barred++; g.barred < g.host.cfg.ElectionTicks || transferring {
+		return
+	}
+	g.barred = 0
+	if to := g.nextHeir(); to != 0 {
+		g.host.cfg.Logger.Warn("leader cannot apply its log yet, it hands over",
+			"range", g.cfg.Range, "replica", g.cfg.Replica, "term", g.status.Term,
+			"index", g.applied, "to", to)
+		g.TransferLeader(to)
+	}
+}
+
+// nextHeir returns the next voter, in order of ids, after the last one that this
+// replica tried to hand over to, of those that could take over; 0: there is none.
+func (g *Group) nextHeir() (next ids.ReplicaID) {
+	now, last := g.host.cfg.Support.Now(), g.heir
+	if last == 0 {
+		last = g.cfg.Replica
+	}
+	for i := range g.peers {
+		p := &g.peers[i]
+		if p.replica == g.cfg.Replica || !g.isVoter(uint64(p.replica)) || !p.lives(now) ||
+			g.probes(p) {
+			continue
+		}
+		// The first above the last; or, if nobody is above it, the first of all.
+		if next == 0 || next <= last && p.replica > last {
+			next = p.replica
+		}
+	}
+	return next
 }
 
 // hasStaged says whether something of a group is staged and not committed.

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
+
+	"github.com/flotilla-kv/flotilla/internal/ids"
 )
 
 // A follower cannot apply an entry before something else has happened. It goes on
@@ -162,5 +165,111 @@ func TestWaitForAllReplicas(t *testing.T) {
 	wait(m)
 	if said != "false" {
 		t.Fatalf("a follower: %q", said)
+	}
+}
+
+// served says who leads a range and has applied an entry of its term; nil: nobody.
+func (c *cluster) served(r ids.RangeID) *machine {
+	for _, id := range c.order {
+		m := c.nodes[id].machines[r]
+		if !c.nodes[id].down && m.status().IsLeader &&
+			m.g.appliedTerm == uint64(m.status().Term) {
+			return m
+		}
+	}
+	return nil
+}
+
+// What a parked replica waits for never comes, and it is elected: it goes on to send
+// heartbeats, so nobody else would lead, and nobody serve.
+func TestAParkedReplicaThatIsElectedHandsOver(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, nil)
+	c.bootstrap(7, 1, 2, 3)
+	m := c.elect(7, 1)
+	slow := c.nodes[3].machines[7]
+	slow.notYet = func(p string) bool { return p == "barrier" }
+	m.put("barrier")
+	c.tick(2)
+	for range 3 {
+		l := c.served(7)
+		l.do(func() { l.g.TransferLeader(3) })
+		c.tick(1)
+		if !slow.status().IsLeader || c.served(7) != nil {
+			t.Fatal("the story is not told: node 3 does not lead")
+		}
+		c.tick(slow.g.host.cfg.ElectionTicks)
+		if l = c.served(7); l == nil {
+			t.Fatalf("node 3 leads in term %d, parked at %d, and nobody serves",
+				slow.status().Term, slow.index)
+		}
+		l.put(fmt.Sprint("in term ", l.status().Term))
+	}
+}
+
+// All are parked: they hand over to one another, once in an election timeout each, and
+// whoever can apply first serves.
+func TestParkedReplicasTakeTurnsUntilOneCanServe(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, nil)
+	c.bootstrap(7, 1, 2, 3)
+	m := c.elect(7, 1)
+	m.put("before")
+	waits := map[ids.NodeID]bool{1: true, 2: true, 3: true}
+	for _, id := range c.order {
+		c.nodes[id].machines[7].notYet = func(p string) bool {
+			return waits[id] && p == "barrier"
+		}
+	}
+	m.propose("barrier")
+	c.settle()
+	m.do(func() { m.g.TransferLeader(2) })
+	c.tick(1)
+	term, led := m.status().Term, map[ids.NodeID]bool{}
+	const timeouts = 12
+	for range timeouts * m.g.host.cfg.ElectionTicks {
+		c.tick(1)
+		for _, id := range c.order {
+			if c.nodes[id].machines[7].status().IsLeader {
+				led[id] = true
+			}
+		}
+	}
+	if n := m.status().Term - term; n < timeouts/2 || n > timeouts {
+		t.Errorf("%d terms in %d election timeouts", n, timeouts)
+	}
+	if len(led) < 3 {
+		t.Errorf("only %v led", led)
+	}
+	waits[3] = false
+	c.nodes[3].machines[7].g.ResumeApply()
+	c.tick(3 * timeouts)
+	if l := c.served(7); l == nil || l.n.id != 3 {
+		t.Fatalf("%v serves, only node 3 can", l)
+	}
+}
+
+// Both survivors may be the first in rank; the one that is parked is not.
+func TestAParkedReplicaCampaignsLast(t *testing.T) {
+	t.Parallel()
+	const groups = 12
+	l := newLeases(t, 3, nil)
+	for r := ids.RangeID(1); r <= groups; r++ {
+		l.bootstrap(r, 1, 2, 3)
+		m := l.lead(r, 1)
+		l.nodes[3].machines[r].notYet = func(p string) bool { return p == "barrier" }
+		l.put(m, "barrier")
+	}
+	l.pass(time.Second)
+	before := l.nodes[3].host.Metrics().Campaigns
+	l.nodes[1].crash()
+	l.pass(900 * time.Millisecond)
+	for r := ids.RangeID(1); r <= groups; r++ {
+		if held := l.holders(r); !slices.Equal(held, []ids.NodeID{2}) {
+			t.Errorf("range %d: lease held by %v", r, held)
+		}
+	}
+	if n := l.nodes[3].host.Metrics().Campaigns - before; n != 0 {
+		t.Errorf("node 3 campaigned %d times", n)
 	}
 }

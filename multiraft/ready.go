@@ -99,7 +99,7 @@ func (g *Group) publish(rd *raft.Ready) {
 
 // leaderNow begins a leadership.
 func (g *Group) leaderNow() {
-	g.leadTerm, g.ticks, g.retries = g.status.Term, 0, 0
+	g.leadTerm, g.ticks, g.retries, g.barred = g.status.Term, 0, 0, 0
 	g.setRecord(record{}) // it follows nobody
 	g.deferred = nil
 	g.wake()

@@ -24,9 +24,9 @@ func (s *shard) receive(from ids.NodeID, m *Message) {
 	}
 }
 
-// notice handles the news that older replicas of this node are gone, or that a
-// leader has left its term. It is never answered, so that two nodes cannot keep
-// one another busy.
+// notice handles the news that older replicas of this node are gone, that a leader
+// has left its term, or that a replica has halted. A notice is never answered with a
+// notice, so that two nodes cannot keep one another busy.
 func (s *shard) notice(g *Group, from ids.NodeID, m *Message) {
 	if g == nil {
 		return
@@ -34,8 +34,11 @@ func (s *shard) notice(g *Group, from ids.NodeID, m *Message) {
 	if g.cfg.Replica < m.Gone {
 		s.host.cfg.OnGone(m.Range, m.Gone)
 	}
-	if m.Left.Term != 0 {
+	switch {
+	case m.Left.Term != 0:
 		g.released(from, m.Left)
+	case m.Left.Replica != 0:
+		g.halted(from, m.Left.Replica)
 	}
 }
 
@@ -58,13 +61,13 @@ func (s *shard) tellGone(to ids.NodeID, r ids.RangeID, sender, next ids.ReplicaI
 func (g *Group) receive(from ids.NodeID, m *Message) {
 	s := g.shard
 	if to := ids.ReplicaID(m.Raft.GetTo()); to != g.cfg.Replica {
-		g.misaddressed(m.Range, to)
+		g.misaddressed(from, m, to)
 		return
 	}
 	g.heard = s.now
 	sender := ids.ReplicaID(m.Raft.GetFrom())
 	if p := g.peer(sender); p != nil {
-		p.seen = s.now
+		p.seen, p.halted = s.now, false
 		if p.learned {
 			g.place(p, from)
 		}
@@ -79,6 +82,9 @@ func (g *Group) receive(from ids.NodeID, m *Message) {
 	}
 	if m.Ask != 0 {
 		g.answer(from, m)
+	}
+	if g.status.Halted && isOfLeader(m.Raft) {
+		g.tellHalted(from)
 	}
 	if !g.live() || g.refuses(m.Raft) || !g.mayVote(m) {
 		s.metrics.messagesDropped.Add(1)
@@ -104,14 +110,22 @@ func (g *Group) receive(from ids.NodeID, m *Message) {
 }
 
 // misaddressed handles a message to another replica id of this node. One to an
-// older replica changes nothing.
-func (g *Group) misaddressed(r ids.RangeID, to ids.ReplicaID) {
+// older replica changes nothing here. But its sender may have been removed, and know
+// only replicas that have all been replaced since, on nodes that hold newer ones: it
+// must be told, or it would ask for ever.
+func (g *Group) misaddressed(from ids.NodeID, m *Message, to ids.ReplicaID) {
 	g.shard.metrics.messagesDropped.Add(1)
+	if to < g.cfg.Replica {
+		sender := ids.ReplicaID(m.Raft.GetFrom())
+		if next, gone := g.host.cfg.Gone(m.Range, sender); gone {
+			g.shard.tellGone(from, m.Range, sender, next)
+		}
+	}
 	if to > g.cfg.Replica {
 		// A leader sends only to replicas of a configuration that it applied, so
 		// one that is committed. It gave this node a newer replica, and a node
 		// has one replica of a range at most: this one was removed.
-		g.host.cfg.OnGone(r, to)
+		g.host.cfg.OnGone(m.Range, to)
 	}
 }
 

@@ -50,13 +50,12 @@ func (g *Group) startSnapshot(m *raftpb.Message) error {
 	if p == nil || p.node == 0 {
 		return fmt.Errorf("replica %d lives on no known node", to)
 	}
-	if h.snapshotsOut.Add(1) > int64(h.cfg.SnapshotsOut) {
-		h.snapshotsOut.Add(-1)
+	if !h.snapshots.take(g.cfg.Range, to, &h.cfg, h.cfg.Support.Now()) {
 		return fmt.Errorf("send snapshot: %w", ErrOverloaded)
 	}
 	data, err := h.cfg.Store.NewSnapshot(g.cfg.Range)
 	if err != nil {
-		h.snapshotsOut.Add(-1)
+		h.snapshots.leave()
 		return fmt.Errorf("pin snapshot: %w", err)
 	}
 	state := data.State()
@@ -82,7 +81,7 @@ func (g *Group) startSnapshot(m *raftpb.Message) error {
 	g.sending = append(g.sending, sending{to: to, index: index})
 	g.shard.metrics.snapshotsSent.Add(1)
 	h.cfg.Transport.SendSnapshot(p.node, header, data, func(err error) {
-		h.snapshotsOut.Add(-1)
+		h.snapshots.leave()
 		g.shard.inbox.push(item{kind: itemControl, control: func(s *shard) {
 			g.snapshotDone(to, index, err)
 		}})

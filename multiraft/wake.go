@@ -107,6 +107,7 @@ func (g *Group) tickLeader() bool {
 	}
 	g.rn.Tick()
 	g.tickRead()
+	g.stepAside(st.LeadTransferee != 0)
 	if g.relinquished == g.status.Term && st.LeadTransferee == 0 && g.ticks == 1 {
 		if canary.On(canary.LeaseResumes) {
 			g.relinquished = 0

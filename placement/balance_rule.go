@@ -70,14 +70,37 @@ func (n *node) mustNotLead() (k kind, why string) {
 	return 0, ""
 }
 
-// empty plans to move leaders off n.
+// empty plans to move leaders off n. That a range was moved a moment ago, for the sake
+// of balance, does not keep it there.
 func (p *pass) empty(n *node, k kind, why string) {
 	p.look(&n.leads, maxLooks, func(r *rangeState) (enough bool) {
-		if to := p.heir(r); to != nil && !p.full(p.left.transfers) {
+		if p.planned[r.id()] || p.c.clinging(r) != "" {
+			return false
+		}
+		to := p.c.heir(r, r.leader)
+		if to != nil && !p.full(p.left.transfers) {
 			p.transfer(newTransfer(r, k, to.id, fmt.Sprintf("%s, %v leads instead", why, to.id)))
 		}
 		return p.full(p.left.transfers)
 	})
+}
+
+// clinging says in words why the leader of r cannot leave a node now although it must,
+// whoever could take it; "" if it can.
+func (c *cluster) clinging(r *rangeState) string {
+	switch {
+	case c.busy(r.id()):
+		return "an operator is at it"
+	case r.health.leaderless:
+		return "it has no leader that could do it"
+	case r.changing():
+		return "its leader is changing it"
+	case c.recovers(r):
+		return c.recovery(r)
+	case r.lagging(): // only the sender keeps the log that the learner will need next
+		return "its leader is sending a copy"
+	}
+	return ""
 }
 
 // heir returns the node that should lead r if its leader should not, nil if none

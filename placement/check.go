@@ -2,6 +2,7 @@ package placement
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -14,8 +15,10 @@ type survey struct {
 	voters, dead, learners []ids.NodeID
 	leaves                 []ids.NodeID // voters on nodes that are decommissioned
 	misplaced              []ids.NodeID // voters where the rule allows none
+	useless                []ids.NodeID // learners that can never become voters
 	candidates             int          // nodes that may become voters
 	waiting                int          // nodes that may become candidates by themselves
+	lent                   bool         // draining nodes are among the candidates
 }
 
 func (c *cluster) survey(r *rangeState) survey {
@@ -26,6 +29,9 @@ func (c *cluster) survey(r *rangeState) survey {
 		switch {
 		case p.GetRole() == roleLearner:
 			s.learners = append(s.learners, id)
+			if n.standing >= standingDecommissioning || n.desc != nil && !r.rule.Allows(n.labels) {
+				s.useless = append(s.useless, id)
+			}
 			continue
 		case n.phase == phaseDead:
 			s.dead = append(s.dead, id)
@@ -36,18 +42,75 @@ func (c *cluster) survey(r *rangeState) survey {
 		}
 		s.voters = append(s.voters, id)
 	}
+	var able, lending vacancies
 	for _, id := range c.order {
 		n := c.nodes[id]
 		switch {
 		case n.desc == nil || n.phase == phaseDead || n.standing >= standingDecommissioning ||
 			!r.rule.Allows(n.labels) || slices.Contains(s.voters, id):
 		case n.serves(r):
-			s.candidates++
-		case n.phase < phaseLive || !n.full || n.sheds():
+			able.add(r.rule.Rule, n)
+		case n.lends(r):
+			lending.add(r.rule.Rule, n)
+		case n.away():
 			s.waiting++
 		}
 	}
+	s.candidates = c.placeable(r, able)
+	// A draining node is given nothing, unless without it the range would rest with fewer
+	// copies than it can have: the node stops later or not at all, and what it has then
+	// is as good as that of any node that is stopped for a while.
+	few := len(s.voters)+s.candidates < r.rule.Replicas || len(s.dead) > 0 && s.candidates == 0
+	if few && lending.count > 0 && (s.waiting == 0 || r.health.tolerates == 0) {
+		s.candidates, s.lent = c.placeable(r, able, lending), true
+	}
 	return s
+}
+
+// vacancies are nodes that may get a copy, by their place if the rule isolates places.
+type vacancies struct {
+	count int
+	in    map[string]int
+}
+
+func (v *vacancies) add(rule *rules.Rule, n *node) {
+	v.count++
+	if rule.Isolate == "" {
+		return
+	}
+	if v.in == nil {
+		v.in = make(map[string]int)
+	}
+	v.in[n.labels.Place(rule.Isolate)]++
+}
+
+// placeable returns how many copies may be added at most on such nodes, to those of r
+// that do not stand on dead ones.
+func (c *cluster) placeable(r *rangeState, all ...vacancies) (count int) {
+	for _, v := range all {
+		count += v.count
+	}
+	key := r.rule.Isolate
+	if key == "" {
+		return count
+	}
+	room, held := make(map[string]int), make(map[string]int)
+	for _, v := range all {
+		for place, n := range v.in { // order-free: sums
+			room[place] += n
+		}
+	}
+	for _, p := range r.desc.GetReplicas() {
+		n := c.nodes[ids.NodeID(p.GetNodeId())]
+		if before, after := votes(p.GetRole()); (before || after) && n.phase != phaseDead {
+			held[n.labels.Place(key)]++
+		}
+	}
+	count = 0
+	for place, n := range room { // order-free: a sum
+		count += max(0, min(n, r.rule.PerPlace()-held[place]))
+	}
+	return count
 }
 
 // serves says whether n may be made a voter of r: it may take a copy, or has one
@@ -57,12 +120,29 @@ func (n *node) serves(r *rangeState) bool {
 		n.phase >= phaseLive && n.standing == standingActive && replicaOn(r.desc, n.id) != nil
 }
 
+// lends says whether n, which a person drains, could be made a voter of r for want of
+// any other node.
+func (n *node) lends(r *rangeState) bool {
+	return n.standing == standingDraining && n.phase >= phaseLive && !n.draining &&
+		(replicaOn(r.desc, n.id) != nil || n.desc != nil && n.full && !n.readOnly && !n.crowded)
+}
+
+// away says whether n takes no copies now, but may by itself before long: it is silent,
+// has just come up, or its process stops.
+func (n *node) away() bool {
+	return n.desc != nil && n.phase > phaseDead && n.standing < standingDecommissioning &&
+		(n.phase < phaseLive || !n.full || n.draining)
+}
+
 // plan is what a checker comes to.
 type plan struct {
 	op *operator
 	// paced: something is to be done, but the nodes that it needs are busy with
-	// other copies. It is tried again when one of those is done.
+	// other copies. It is tried again with the next Step.
 	paced bool
+	// why says in words what else keeps it from being done now, something that no event
+	// ends. It is looked at again after a while.
+	why string
 }
 
 // check returns what should be done about r: nothing, or nothing now. Pure: it goes
@@ -80,18 +160,20 @@ func check(c *cluster, r *rangeState) plan {
 	case len(s.voters) < want:
 		return grow(c, r, s, want)
 	case len(s.voters) > copies, even && len(s.voters) > want && s.waiting == 0:
-		return plan{op: shrink(c, r, s, want)}
+		return shrink(c, r, s, want)
 	case len(s.dead) > 0 && s.candidates > 0:
 		return replace(c, r, s)
 	case len(s.dead) == 0 && len(s.leaves) > 0 && s.candidates > 0:
 		return evacuate(c, r, s)
 	case len(s.dead) == 0 && len(s.misplaced) > 0 && s.candidates > 0:
 		return expel(c, r, s)
+	case len(s.useless) > 0:
+		return plan{op: tidy(r, s.useless)}
 	case len(s.learners) > 0:
 		if (len(s.dead) > 0 || len(s.voters) < copies) && s.waiting > 0 {
 			return plan{} // a learner may still be of use when its node, or another, is back
 		}
-		return plan{op: tidy(r, s)}
+		return plan{op: tidy(r, s.learners)}
 	case r.straddles:
 		return plan{op: cut(c, r)}
 	case len(s.dead) == 0 && c.collisions(r) > c.current(r.rule).ideal:
@@ -152,6 +234,11 @@ type wish struct {
 	others []rules.Labels // where the other voters will stand
 	taken  []ids.NodeID   // nodes that are out of the question
 	below  int            // only nodes that add less than this to the collisions; 0: any
+	lent   bool           // draining nodes may be asked, too
+	// patient: nothing is in danger. Rather than that copies stand nearer to one another
+	// than by accepts, a node is waited for that is farther away and only silent.
+	patient bool
+	accepts int
 }
 
 // find returns the best node, nil if there is none now; paced if there is one that
@@ -161,16 +248,24 @@ type wish struct {
 // in one zone stay until a third node has taken one of them away again.
 func (c *cluster) find(w wish) (best *node, paced bool) {
 	var bestScore, pacedScore score
+	nearest := math.MaxInt // of nodes that are away
 	bytes := w.r.load.bytes
 	limited := c.nodes[w.r.leader] == nil || !c.maySend(c.nodes[w.r.leader])
 	for _, id := range c.order {
 		n := c.nodes[id]
-		if n.desc == nil || slices.Contains(w.taken, id) || !n.serves(w.r) ||
-			!w.r.rule.Allows(n.labels) {
+		if n.desc == nil || slices.Contains(w.taken, id) || !w.r.rule.Allows(n.labels) ||
+			w.r.rule.Bars(w.others, n.labels) {
 			continue
 		}
-		s := score{avoided: id == w.r.avoid || c.now < n.sched.shunUntil,
-			near:  w.r.rule.Adds(w.others, n.labels),
+		lends := w.lent && n.lends(w.r)
+		if !n.serves(w.r) && !lends {
+			if w.patient && n.away() && n.standing == standingActive {
+				nearest = min(nearest, w.r.rule.Adds(w.others, n.labels))
+			}
+			continue
+		}
+		s := score{patient: w.patient, avoided: id == w.r.avoid || c.now < n.sched.shunUntil,
+			lends: lends, near: w.r.rule.Adds(w.others, n.labels),
 			fresh: replicaOn(w.r.desc, id) == nil, fill: n.fill(), replicas: n.replicas()}
 		switch {
 		case w.below > 0 && s.near >= w.below:
@@ -182,11 +277,13 @@ func (c *cluster) find(w wish) (best *node, paced bool) {
 			best, bestScore = n, s
 		}
 	}
-	if best == nil {
+	switch {
+	case best == nil:
 		return nil, paced
-	}
-	if paced && pacedScore.near < bestScore.near {
+	case paced && pacedScore.near < bestScore.near:
 		return nil, true
+	case bestScore.near > max(nearest, w.accepts):
+		return nil, false
 	}
 	return best, false
 }
@@ -194,7 +291,9 @@ func (c *cluster) find(w wish) (best *node, paced bool) {
 // score ranks a node as the home of a copy; nodes are compared by id in the end,
 // because they come in that order.
 type score struct {
+	patient  bool // the same in all that are compared
 	avoided  bool // a copy did not get there last
+	lends    bool // it is draining
 	near     int
 	fresh    bool // it has nothing of the range yet
 	fill     float64
@@ -203,10 +302,14 @@ type score struct {
 
 func (s score) less(o score) bool {
 	switch {
-	case s.avoided != o.avoided:
+	case s.avoided != o.avoided && !s.patient:
 		return o.avoided
+	case s.lends != o.lends:
+		return o.lends
 	case s.near != o.near:
 		return s.near < o.near
+	case s.avoided != o.avoided:
+		return o.avoided
 	case s.fresh != o.fresh:
 		return o.fresh
 	case s.fill != o.fill:
@@ -241,11 +344,14 @@ func spread(c *cluster, r *rangeState, s survey) plan {
 	}
 	steps := c.moveSteps(r, from, to.id)
 	if steps == nil {
-		return plan{}
+		return plan{why: nobodyLeads}
 	}
 	return plan{op: newOperator(r, kindRule, fmt.Sprintf("%v stands too near to other copies, "+
 		"%v (%v) is farther away", from, to.id, to.labels), steps...)}
 }
+
+// nobodyLeads says why a copy that leads stays for the moment.
+const nobodyLeads = "no other voter can take over the lead now"
 
 // moveSteps returns the steps that bring the voter on one node to another: the new
 // copy gets the vote and the old one loses it in one change, so that no moment has

@@ -73,11 +73,15 @@ func (c *cluster) nextMerge() (op *operator, more bool) {
 		c.reconsider(r, due)
 		return nil, true
 	}
-	later := false
+	again := farAway
 	for _, pair := range [...][2]*rangeState{{r, c.dir.after(r)}, {c.dir.previous(r), r}} {
 		left, right := pair[0], pair[1]
 		if left == nil || right == nil || !c.smallTogether(left, right) {
 			continue // when the neighbour becomes small it asks for itself
+		}
+		if apart := c.sticky(right); apart > 0 {
+			again = min(again, apart) // for ever: it is not looked for again and again
+			continue
 		}
 		if c.unmergeable(left, right) == "" && c.settledFor(left) && c.settledFor(right) {
 			if steps := c.mergeSteps(left, right); steps != nil {
@@ -86,10 +90,10 @@ func (c *cluster) nextMerge() (op *operator, more bool) {
 					size(left.load.bytes+right.load.bytes), words(c.mergeAfter)), steps), true
 			}
 		}
-		later = true
+		again = min(again, mergeRetry)
 	}
-	if later {
-		c.reconsider(r, c.now+mergeRetry)
+	if again < farAway {
+		c.reconsider(r, c.now+again)
 	}
 	return nil, true
 }
@@ -139,7 +143,26 @@ func (c *cluster) unmergeable(left, right *rangeState) string {
 	if l, r := voters(left), voters(right); l != r {
 		return fmt.Sprintf("%v has %d copies, %v has %d", left.id(), l, right.id(), r)
 	}
+	stays, moves := meeting(left, right)
+	if c.crowds(moves, stays.votersOf()) {
+		return fmt.Sprintf("the copies of %v stand nearer to one another than those of %v",
+			stays.id(), moves.id())
+	}
+	for _, id := range without(stays.votersOf(), moves.votersOf()...) {
+		if n := c.nodes[id]; n.sheds() {
+			return fmt.Sprintf("%v has a copy on %v, which is %s", stays.id(), id, n.shedWords())
+		}
+	}
 	return ""
+}
+
+// meeting says which of two halves stays where it is, and the copies of which come
+// there.
+func meeting(left, right *rangeState) (stays, moves *rangeState) {
+	if left.load.bytes < right.load.bytes {
+		return right, left
+	}
+	return left, right
 }
 
 // incomplete says which copy of r is not there or does not answer: a merge needs
@@ -160,10 +183,7 @@ func (c *cluster) incomplete(r *rangeState) string {
 // mergeSteps brings the copies of the smaller half to the nodes of the larger one,
 // both leaders to one node, and merges. Nil if that cannot be done now.
 func (c *cluster) mergeSteps(left, right *rangeState) []step {
-	stays, moves := left, right
-	if left.load.bytes < right.load.bytes {
-		stays, moves = right, left
-	}
+	stays, moves := meeting(left, right)
 	var target []ids.NodeID
 	for _, p := range stays.desc.GetReplicas() {
 		n := c.nodes[ids.NodeID(p.GetNodeId())]

@@ -24,6 +24,7 @@ type cluster struct {
 	rangeSize    int64
 	mergeBelow   int64 // bytes of two neighbours together; 0: nothing is merged
 	mergeAfter   time.Duration
+	wall         func() int64  // time of day in milliseconds; nil: see wallNow
 	since        time.Duration // begin of this tenure
 	now          time.Duration
 
@@ -119,6 +120,7 @@ func newCluster(cfg Config, now time.Duration) *cluster {
 		rangeSize:    cfg.RangeSize,
 		mergeBelow:   cfg.MergeBelow,
 		mergeAfter:   cfg.MergeAfter,
+		wall:         cfg.Wall,
 		since:        now,
 		now:          now,
 		nodes:        make(map[ids.NodeID]*node),

@@ -51,10 +51,19 @@
 //     known range: then nothing that anybody needs is on it.
 //   - Time in which the driver was not there, or was stopped, counts against nobody:
 //     a new tenure, or one that overslept, begins with patience for every node.
+//   - A change of votes that would cost a range its last spare copy, by what is known
+//     then and not when it was planned, is held back; what would bring copies nearer
+//     together than they need to be is called off (check_guard.go).
+//   - No range rests below the replication that its nodes allow: for want of others a
+//     draining node is given a copy, too.
+//   - Under a rule with isolation no place is given a majority, whatever is lost.
 //   - No range comes to rest at an even number of voters if an odd one can be
 //     had: two voters survive no failure, and one more thing can fail. Growing
 //     from one to three gets both learners ready before it promotes the first.
-//   - An operator that failed rests its range for a while, longer each time.
+//   - An operator that failed rests its range for a while, longer each time. What
+//     empties a node does not wait for the rest that follows a move for balance.
+//   - A node that falls again and again waits longer each time until it is given
+//     leaders.
 //   - Every leader transfer lowers the sum of the squares of the leader counts
 //     (the difference is at least 2): balancing ends, whatever its order.
 //
@@ -64,7 +73,8 @@
 // range that needs something is put on a list, all others are never looked at;
 // a node that changes its phase (live, silent, dead) touches the ranges it
 // holds. When rules change, or what they make of the nodes does, all ranges are gone
-// through, a part with every step (sweep). Operators are found by the node whose
+// through, a part with every step (sweep); a dry run of rules goes through them all,
+// too, in slices between other work (preview.go). Operators are found by the node whose
 // report they answer. A step in a quiet cluster compares a few numbers and returns.
 //
 // # Threads
@@ -83,6 +93,9 @@
 //   - Persisting operators: their state is what the facts already say.
 //   - Adding the new voter first and removing the old one after: in between a range
 //     has an even number of voters, and perhaps two of them in one zone.
-//   - Not replacing what a lost zone held until it is back: a range with two voters
-//     is one failure from stopping, and copies move apart again by themselves.
+//   - Not replacing what a lost zone held until it is back, unless a rule isolates: a
+//     range with two voters is one failure from stopping, and copies move apart again
+//     by themselves.
+//   - Choosing one voter after the other that is to go: the best first one may leave a
+//     set that needs two moves to be mended.
 package placement

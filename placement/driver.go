@@ -36,7 +36,14 @@ type Config struct {
 	// MergeAfter is for how long neighbours must have been small, cold and unchanged
 	// before they are merged, default 1 hour.
 	MergeAfter time.Duration
-	Logger     *slog.Logger // default: none
+	// Wall tells the time of day in milliseconds, for what people have set an end to;
+	// no safety rests on it. Default: the time that the owner brings.
+	Wall func() int64
+	// Later runs a function soon on the owner's goroutine, after what waits there
+	// already, so that a long walk keeps nobody waiting. It need not run any more when
+	// the owner ends. Default: at once.
+	Later  func(func())
+	Logger *slog.Logger // default: none
 }
 
 // DefaultMergeBelow is a quarter of the size at which ranges split: what was merged
@@ -59,7 +66,10 @@ const (
 	rangesPerTransfer = 512
 
 	// maxChecks bounds the ranges that one Step checks; the others keep their place.
-	maxChecks = 1000
+	maxChecks = 500
+	// maxBegun bounds the operators that one Step begins for what ranges need. Each looks
+	// at every node for the best one: with a thousand nodes 80 microseconds or so.
+	maxBegun = 250
 	// maxPaced bounds those of them that turn out to wait for other copies: the ones
 	// behind them would most likely wait, too.
 	maxPaced = 64
@@ -101,6 +111,9 @@ func (cfg Config) withDefaults() Config {
 	if cfg.MergeAfter <= 0 {
 		cfg.MergeAfter = defaultMergeAfter
 	}
+	if cfg.Later == nil {
+		cfg.Later = func(f func()) { f() }
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -115,6 +128,7 @@ type Driver struct {
 	log *slog.Logger
 
 	active  bool
+	tenure  uint64 // names it: ids of operators mean something within one only
 	loading bool   // the registry is being read
 	loaded  bool   // and has been read
 	trouble string // why it has not, in words
@@ -125,6 +139,7 @@ type Driver struct {
 
 	standingOpen bool // the standing of a node is being changed
 	readTwice    bool // what people have set was read a second time
+	previews     []*preview
 	counts       counts
 }
 
@@ -153,13 +168,22 @@ func (d *Driver) SetActive(active bool, now time.Duration) {
 	}
 	d.active = active
 	d.edits.close()
+	d.endPreviews()
 	d.reset(now)
 	d.edits.closed = !active
 	if active {
+		d.tenure = tenureOf(d.cfg.Self, d.cluster.wallNow())
 		d.load(nodesFrom())
 		return
 	}
 	d.log.Info("placement stops driving", "node", uint64(d.cfg.Self))
+}
+
+// tenureOf names a term of office: by who drives, and since when, in milliseconds.
+// Nothing but the fate of what people watch is decided by it.
+func tenureOf(self ids.NodeID, wall int64) uint64 {
+	const nodeAt = 46 // below it is room for more than 2,000 years
+	return uint64(self)<<nodeAt | uint64(wall)&(1<<nodeAt-1) | 1
 }
 
 func nodesFrom() []byte {

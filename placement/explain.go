@@ -2,6 +2,7 @@ package placement
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/placement/rules"
 	"github.com/flotilla-kv/flotilla/proto/adminpb"
+	"github.com/flotilla-kv/flotilla/proto/kv"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
 )
 
@@ -61,8 +63,7 @@ func (e *explainer) say(format string, args ...any) {
 // what says what the range is and what its rule wants.
 func (e *explainer) what() {
 	r := e.r
-	e.say("%v holds keys from %s to %s: %s", r.id(), keyWords(r.desc.GetStart()),
-		keyWords(r.desc.GetEnd()), size(r.load.bytes))
+	e.say("%v holds %s: %s", r.id(), spanWords(r.desc), size(r.load.bytes))
 	e.say("rule %s: %v", r.rule.Name, r.rule.Rule)
 	if goal := e.c.current(r.rule).goal(); goal < r.rule.Replicas {
 		e.say("the cluster has %s for this rule, so %s", count(r.rule.fit, "node"),
@@ -73,11 +74,26 @@ func (e *explainer) what() {
 	}
 }
 
+// spanWords says which keys a range holds.
+func spanWords(d *metapb.RangeDescriptor) string {
+	if ids.RangeID(d.GetRangeId()) == systemRange {
+		return "what the cluster keeps of itself"
+	}
+	end := keyWords(d.GetEnd())
+	if e := d.GetEnd(); len(e) == 1 && e[0] == kv.EndPrefix {
+		end = "the end of the keyspace"
+	}
+	return fmt.Sprintf("keys from %s to %s", keyWords(d.GetStart()), end)
+}
+
 // copies says where each copy is and why.
 func (e *explainer) copies() {
 	for _, p := range e.r.desc.GetReplicas() {
 		n := e.c.nodes[ids.NodeID(p.GetNodeId())]
 		e.say("%s on %v (%v): %s", roleWords(p.GetRole()), n.id, n.labels, e.whyThere(n))
+		if why := e.c.settleWords(n); why != "" && n.falls > 1 {
+			e.say("%v%s", n.id, strings.TrimPrefix(why, "it"))
+		}
 	}
 	labels, key := e.c.labelsOf(e.r, 0), e.isolation()
 	if key == "" || len(labels) < 2 {
@@ -85,6 +101,10 @@ func (e *explainer) copies() {
 	}
 	if place := rules.Majority(labels, key); place != "" {
 		e.say("%s holds a majority of the copies: its loss stops the range", place)
+		if e.c.collisions(e.r) <= e.c.current(e.r.rule).ideal {
+			e.say("the nodes that are here allow no better: a copy goes elsewhere when one there " +
+				"can take it (under a rule with isolation it would be missing until then)")
+		}
 	} else {
 		e.say("no %s holds a majority of the copies", key)
 	}
@@ -236,9 +256,9 @@ func (e *explainer) shape() {
 		case s.merged && s.left == r.id():
 			e.say("%s ago it absorbed %v: %s", ago, s.right, s.why)
 		case !s.merged && s.left == r.id():
-			e.say("%s ago it was split at %s: %s", ago, keyWords(s.key), s.why)
+			e.say("%s ago it was split at %s: %s", ago, keyWords(s.key), e.c.shapeCause(s))
 		case !s.merged && bytes.Equal(s.key, r.desc.GetStart()):
-			e.say("%s ago it was split off %v: %s", ago, s.left, s.why)
+			e.say("%s ago it was split off %v: %s", ago, s.left, e.c.shapeCause(s))
 		default:
 			return true
 		}
@@ -247,6 +267,10 @@ func (e *explainer) shape() {
 	})
 	if r.hotBecause != "" {
 		e.say("it is hot but not split by load: %s", r.hotBecause)
+	}
+	if left := e.c.dir.previous(r); left != nil && e.c.sticky(r) > 0 {
+		e.say("it was split off %v because somebody asked for it, and is kept apart %s", left.id(),
+			e.c.stickyWords(r))
 	}
 	e.mergeable()
 }
@@ -261,6 +285,12 @@ func (e *explainer) mergeable() {
 	switch {
 	case right == nil || right.id() == systemRange:
 		return
+	case right.rule.Rule != r.rule.Rule:
+		e.say("it is small and cold, but %v, its right neighbour, is under rule %s: ranges of two "+
+			"rules are never merged", right.id(), right.rule.Name)
+	case c.sticky(right) > 0:
+		e.say("it is small and cold, but %v, its right neighbour, was split off because somebody "+
+			"asked for it: it is kept apart %s", right.id(), c.stickyWords(right))
 	case !c.smallTogether(r, right):
 		e.say("it is small and cold; with %v, its right neighbour, it would be too large or "+
 			"too hot to be merged", right.id())
@@ -279,7 +309,11 @@ func (e *explainer) moves(planning bool) {
 	if op := c.holder[r.id()]; op != nil {
 		at := "the last step is done"
 		if op.at < len(op.steps) {
-			at = op.steps[op.at].String()
+			s := op.steps[op.at]
+			at = s.String()
+			if of := op.rangeOf(c, s); of != nil && s.held(c, of) != "" {
+				at += ", which is held back: " + s.held(c, of)
+			}
 		}
 		e.say("operator %d (%v) runs since %s: %s; now: %s", op.id, op.kind,
 			words(c.now-op.created), op.reason, at)
@@ -336,12 +370,7 @@ func (c *cluster) holdup(r *rangeState, planning bool) string {
 	case r.changing():
 		return "its leader is changing it"
 	case c.recovers(r):
-		why := fmt.Sprintf("it rests for another %s after %s", words(r.restUntil-c.now),
-			count(int(r.failures), "failure"))
-		if last := c.lastFailure(r.id()); last != nil {
-			why += ", the last one: " + last.err
-		}
-		return why
+		return c.recovery(r)
 	case r.health.need == needNothing && r.restUntil > c.now:
 		return fmt.Sprintf("it was moved a moment ago and rests for another %s",
 			words(r.restUntil-c.now))
@@ -354,6 +383,8 @@ func (c *cluster) holdup(r *rangeState, planning bool) string {
 	switch p := check(c, r); {
 	case p.op != nil:
 		return "it is next in line: " + p.op.reason
+	case p.why != "":
+		return p.why
 	case p.paced:
 		return "the nodes that it needs are busy with other copies"
 	case s.candidates == 0 && r.health.need != needCleanup:
@@ -366,6 +397,16 @@ func (c *cluster) holdup(r *rangeState, planning bool) string {
 	return "it waits for nodes that are silent or starting"
 }
 
+// recovery says why r rests since an operator failed.
+func (c *cluster) recovery(r *rangeState) string {
+	why := fmt.Sprintf("it rests for another %s after %s", words(r.restUntil-c.now),
+		count(int(r.failures), "failure"))
+	if last := c.lastFailure(r.id()); last != nil {
+		why += ", the last one: " + last.err
+	}
+	return why
+}
+
 // whyNobody says for each node why it takes no copy of r.
 func (c *cluster) whyNobody(r *rangeState) string {
 	var all []string
@@ -374,10 +415,7 @@ func (c *cluster) whyNobody(r *rangeState) string {
 		if n.desc == nil || n.gone() || replicaOn(r.desc, id) != nil {
 			continue
 		}
-		why := r.rule.Why(n.labels)
-		if why == "" {
-			why = n.fullWords()
-		}
+		why := cmp.Or(r.rule.Why(n.labels), n.fullWords(), c.whyBarred(r, n))
 		if len(all) == maxNamed {
 			return strings.Join(all, "; ") + "; and so on"
 		}

@@ -3,6 +3,7 @@ package placement
 import (
 	"flag"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -127,10 +128,57 @@ func moreSituations() map[string]func(t *testing.T) (*world, ids.RangeID) {
 	}
 }
 
+// boundSituations are those of bounds that stay, and of nodes that do not.
+func boundSituations() map[string]func(t *testing.T) (*world, ids.RangeID) {
+	return map[string]func(t *testing.T) (*world, ids.RangeID){
+		"last_range": func(t *testing.T) (*world, ids.RangeID) {
+			return grown(t, 13, 4, 3), 5
+		},
+		"system_range": func(t *testing.T) (*world, ids.RangeID) {
+			return grown(t, 13, 4, 3), 1
+		},
+		"neighbour_under_another_rule": func(t *testing.T) (*world, ids.RangeID) {
+			w := merging(t, 14, 4)
+			w.small(1 << 20)
+			w.set(&metapb.Rule{Name: "all", Replicas: 3},
+				&metapb.Rule{Name: "second", Prefix: []byte{0, 1}, Replicas: 3})
+			w.run(40 * time.Minute)
+			return w, 2
+		},
+		"kept_apart_by_request": func(t *testing.T) (*world, ids.RangeID) {
+			w := merging(t, 15, 4)
+			w.stick(3, math.MaxInt64)
+			w.stick(4, (w.now + 3*time.Hour).Milliseconds())
+			w.small(1 << 20)
+			w.run(40 * time.Minute)
+			return w, 3
+		},
+		"split_by_request": func(t *testing.T) (*world, ids.RangeID) {
+			w := grown(t, 16, 4, 3)
+			w.split(3, 77)
+			w.stick(77, math.MaxInt64)
+			w.run(30 * time.Second)
+			return w, 3
+		},
+		"copy_on_a_node_that_comes_and_goes": func(t *testing.T) (*world, ids.RangeID) {
+			w := grown(t, 17, 6, 3)
+			flaps := w.driver%3 + 1
+			for range 3 {
+				w.node(flaps).up = false
+				w.run(10 * time.Second)
+				w.node(flaps).up = true
+				w.run(10 * time.Second)
+			}
+			return w, 3
+		},
+	}
+}
+
 func TestExplainSaysWhyARangeIsWhereItIs(t *testing.T) {
 	t.Parallel()
 	all := situations()
 	maps.Copy(all, moreSituations())
+	maps.Copy(all, boundSituations())
 	for name, make := range all {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

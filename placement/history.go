@@ -105,6 +105,16 @@ func (c *cluster) splitCause(r *rangeState) string {
 	return "somebody asked for it, or its load came and went between two reports"
 }
 
+// shapeCause says why a split or merge was, with what has come to be known since: the
+// right half's descriptor tells if somebody asked for the split.
+func (c *cluster) shapeCause(s *reshape) string {
+	right, known := c.dir.byStart.Get(string(s.key))
+	if !s.merged && known && right.desc.GetStickyUntil() != 0 {
+		return "somebody asked for it"
+	}
+	return s.why
+}
+
 func (c *cluster) mergeCause(left ids.RangeID) string {
 	if op := c.holder[left]; op != nil && op.other != 0 {
 		return op.reason
@@ -116,14 +126,18 @@ func (c *cluster) mergeCause(left ids.RangeID) string {
 // newest first (kept: the last MaxHistory).
 func (d *Driver) Operators(r *adminpb.OperatorsRequest) *adminpb.OperatorsReply {
 	c := d.cluster
-	reply := &adminpb.OperatorsReply{}
+	reply := &adminpb.OperatorsReply{Tenure: d.tenure}
+	if s := c.scattering(r.GetScatterId()); s != nil {
+		reply.Scatter = s.progress(c)
+	}
 	limit := int(r.GetLimit())
 	if limit == 0 {
 		limit = defaultListed
 	}
 	want := ids.RangeID(r.GetRangeId())
 	take := func(op *operator, describe func() *adminpb.Operator) {
-		if want != 0 && !op.holds(want) {
+		of := r.GetScatterId()
+		if want != 0 && !op.holds(want) || of != 0 && op.scatter != of {
 			return
 		}
 		if reply.Total++; len(reply.Operators) < limit {

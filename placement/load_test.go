@@ -338,7 +338,7 @@ func TestScatterSpreadsASpanAndStops(t *testing.T) {
 	l.run(10 * time.Minute)
 	start, end := l.ranges[0].desc.Start, l.ranges[39].desc.End
 	l.c.influence()
-	ops, note, err := scatter(l.c, start, end)
+	_, ops, note, err := scatter(l.c, start, end)
 	if err != nil || note == "" || len(ops) == 0 {
 		t.Fatalf("%d operators, %q, %v", len(ops), note, err)
 	}
@@ -361,10 +361,10 @@ func TestScatterSpreadsASpanAndStops(t *testing.T) {
 	}
 	l.within("leaders", 0.10, 2, leadsOf)
 	l.c.influence()
-	if again, note, err := scatter(l.c, start, end); err != nil || len(again) > 0 {
+	if _, again, note, err := scatter(l.c, start, end); err != nil || len(again) > 0 {
 		t.Errorf("scattered again: %v %q %v", again, note, err)
 	}
-	if _, _, err := scatter(l.c, []byte{0x21}, []byte{0x22}); err == nil {
+	if _, _, _, err := scatter(l.c, []byte{0x21}, []byte{0x22}); err == nil {
 		t.Error("a span without ranges is scattered")
 	}
 	l.rests(time.Hour)
@@ -377,7 +377,7 @@ func TestTheSameSpanIsScatteredTheSameWay(t *testing.T) {
 		for range 40 {
 			l.add(load{bytes: mib}, 1, 2, 3)
 		}
-		ops, _, err := scatter(l.c, l.ranges[0].desc.Start, nil)
+		_, ops, _, err := scatter(l.c, l.ranges[0].desc.Start, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

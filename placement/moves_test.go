@@ -171,13 +171,13 @@ func TestASwapIsFinishedFromWhereverItIs(t *testing.T) {
 		id, drop uint64
 		done     bool
 	}{
-		{"both to be done", []*metapb.Replica{voter(1, 1), voter(2, 2), learner(4, 4)},
+		{"both to be done", append(voting(1, 3, 2), learner(4, 4)),
 			metapb.OrderKind_ORDER_KIND_PROMOTE, 4, 2, false},
-		{"the old one votes no more", []*metapb.Replica{voter(1, 1), learner(2, 2), learner(4, 4)},
+		{"the old one votes no more", append(voting(1, 3), learner(2, 2), learner(4, 4)),
 			metapb.OrderKind_ORDER_KIND_PROMOTE, 4, 0, false},
-		{"the new one votes already", []*metapb.Replica{voter(1, 1), voter(2, 2), voter(4, 4)},
+		{"the new one votes already", voting(1, 3, 2, 4),
 			metapb.OrderKind_ORDER_KIND_DEMOTE, 2, 0, false},
-		{"done", []*metapb.Replica{voter(1, 1), learner(2, 2), voter(4, 4)}, 0, 0, 0, true},
+		{"done", append(voting(1, 3, 4), learner(2, 2)), 0, 0, 0, true},
 		{"done, and tidied", []*metapb.Replica{voter(1, 1), voter(4, 4)}, 0, 0, 0, true},
 	} {
 		c, r := situation(3, "ssss", true, 1, s.replicas...)

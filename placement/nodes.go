@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -24,8 +25,12 @@ const (
 
 const (
 	// settleFactor times SuspectAfter is how long a node must be live before
-	// leaders go there, so that one which comes and goes does not draw them.
-	settleFactor = 2
+	// leaders go there, so that one which comes and goes does not draw them. It
+	// doubles with each further fall, up to maxSettleDoublings times, until the node
+	// has not fallen for fallsKept.
+	settleFactor       = 2
+	maxSettleDoublings = 5
+	fallsKept          = 10 * time.Minute
 	// fullBelow is the least share of free disk space, as a divisor, that a
 	// node needs to be given a replica: 1/20 = 5 %.
 	fullBelow = 20
@@ -44,8 +49,10 @@ type node struct {
 	phase      phase
 	lastReport time.Duration // or the begin of the tenure, or of our knowledge
 	liveSince  time.Duration
-	reported   bool // to this driver
-	full       bool // has told this driver all that it leads
+	falls      uint          // of late: it fell silent, or its process began anew
+	fellAt     time.Duration // the last time
+	reported   bool          // to this driver
+	full       bool          // has told this driver all that it leads
 	wantFull   bool
 	told       fullReport
 	agreed     time.Duration // when its count of leaders last was ours, or we asked for all
@@ -131,7 +138,7 @@ func (c *cluster) node(id ids.NodeID) *node {
 	}
 	n := &node{
 		id: id, phase: phaseLive, lastReport: c.now, liveSince: c.now, wantFull: true,
-		agreed: c.now, lookupAt: never, sentAt: never, started: never,
+		agreed: c.now, lookupAt: never, sentAt: never, started: never, fellAt: c.now,
 	}
 	c.nodes[id] = n
 	i, _ := slices.BinarySearch(c.order, id)
@@ -196,8 +203,43 @@ func (c *cluster) restarted(n *node, uptime float64) {
 	started := c.now - time.Duration(uptime*float64(time.Second))
 	if n.started == never || started > n.started+restartSlack {
 		n.liveSince = max(n.liveSince, started)
+		if n.started != never && n.phase >= phaseLive { // else its silence has been counted
+			c.fell(n)
+		}
 	}
 	n.started = started
+}
+
+// fell counts a fall of n.
+func (c *cluster) fell(n *node) {
+	if c.now-n.fellAt >= fallsKept {
+		n.falls = 0
+	}
+	n.falls, n.fellAt = n.falls+1, c.now
+}
+
+// settleTime is for how long n must have been live without a break before leaders go
+// there.
+func (c *cluster) settleTime(n *node) time.Duration {
+	settle := settleFactor * c.suspectAfter
+	if n.falls < 2 || c.now-n.fellAt >= fallsKept {
+		return settle
+	}
+	return settle << min(n.falls-1, maxSettleDoublings)
+}
+
+// settleWords says why n is not given leaders yet although it is live, "" if it is, or
+// for another reason.
+func (c *cluster) settleWords(n *node) string {
+	if n.phase != phaseLive || !n.reported {
+		return ""
+	}
+	left := max(time.Second, c.settleTime(n)-(c.now-n.liveSince))
+	if c.settleTime(n) > settleFactor*c.suspectAfter {
+		return fmt.Sprintf("it has failed %d times in the last minutes, and is given leaders only "+
+			"when it has been up for %s: in %s", n.falls, words(c.settleTime(n)), words(left))
+	}
+	return fmt.Sprintf("it came up a moment ago, and is given leaders in %s", words(left))
 }
 
 // usable has everything looked at again that waits for a node: what may be
@@ -249,7 +291,7 @@ func (c *cluster) phaseNow(n *node) phase {
 		return phaseDead
 	case c.silence(n) > c.suspectAfter:
 		return phaseSuspect
-	case n.reported && n.lastReport-n.liveSince >= settleFactor*c.suspectAfter:
+	case n.reported && n.lastReport-n.liveSince >= c.settleTime(n):
 		return phaseSettled
 	default:
 		return phaseLive
@@ -265,7 +307,7 @@ func (c *cluster) phaseEnds(n *node) time.Duration {
 	case phaseSuspect:
 		return n.lastReport + c.deadAfter + 1
 	case phaseLive:
-		settles := n.liveSince + settleFactor*c.suspectAfter
+		settles := n.liveSince + c.settleTime(n)
 		if settles <= c.now { // has not reported yet
 			settles = c.now + c.suspectAfter
 		}
@@ -282,6 +324,9 @@ func (c *cluster) rephase(n *node) {
 		return
 	}
 	n.phase = is
+	if was >= phaseLive && is < phaseLive && !n.gone() {
+		c.fell(n)
+	}
 	if was == phaseDead || is == phaseDead {
 		c.topology++ // what rules see as the best placement may be another now
 	}

@@ -48,12 +48,15 @@ type operator struct {
 	reason string
 	steps  []step
 
-	at      int           // the step that runs
-	created time.Duration // when it began
-	begun   time.Duration // when the step that runs did
-	sent    time.Duration // its last order
-	sentFor sentFor
-	indexed [2]ids.NodeID // the nodes whose reports may be answered with its orders
+	scatter uint64 // the scattering that it belongs to; 0: none
+
+	at       int           // the step that runs
+	topology uint64        // what the nodes were like when it began; see outdated
+	created  time.Duration // when it began
+	begun    time.Duration // when the step that runs did
+	sent     time.Duration // its last order
+	sentFor  sentFor
+	indexed  [2]ids.NodeID // the nodes whose reports may be answered with its orders
 }
 
 // sentFor is what an order was made for; if that changes it is sent at once.
@@ -133,8 +136,17 @@ func (op *operator) advance(c *cluster) (outcome, string) {
 		if why := s.hindrance(c, r); why != "" {
 			return failed, why
 		}
+		if op.topology != c.topology {
+			if why := op.outdated(c, r); why != "" {
+				return cancelled, why
+			}
+		}
 		if c.now-op.begun > s.timeout() {
-			return failed, fmt.Sprintf("could not %v within %s", s, words(s.timeout()))
+			why := fmt.Sprintf("could not %v within %s", s, words(s.timeout()))
+			if held := s.held(c, r); held != "" {
+				why += ": " + held
+			}
+			return failed, why
 		}
 		return running, ""
 	}
@@ -182,7 +194,7 @@ func (op *operator) copying(c *cluster, visit func(r *rangeState, to ids.NodeID)
 // lead those ranges, so that the answer to a report costs what concerns its node.
 func (c *cluster) addOperator(op *operator) {
 	c.lastOperator++
-	op.id, op.created, op.begun = c.lastOperator, c.now, c.now
+	op.id, op.created, op.begun, op.topology = c.lastOperator, c.now, c.now, c.topology
 	c.ops.Set(op.id, op)
 	c.holder[op.rng] = op
 	if op.other != 0 {

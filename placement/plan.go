@@ -50,6 +50,7 @@ func (d *Driver) end(op *operator, result outcome, why string) {
 		d.log.Info("operator done", "range", uint64(op.rng), "op", op.String())
 	}
 	c.judge(op, result)
+	c.scattering(op.scatter).tell(c, op, result)
 	for _, id := range [...]ids.RangeID{op.rng, op.other} {
 		r := c.dir.byID[id]
 		if r == nil {
@@ -60,7 +61,8 @@ func (d *Driver) end(op *operator, result outcome, why string) {
 			c.giveRest(r, restAfter<<min(r.failures, maxRestDoublings))
 			r.failures++
 			r.avoid = 0
-			if s := op.steps[op.at]; s.kind == addLearner || s.kind == catchUp {
+			switch s := op.steps[op.at]; s.kind {
+			case addLearner, catchUp, promote, swap:
 				r.avoid = s.node
 			}
 		case succeeded:
@@ -104,12 +106,15 @@ func (c *cluster) giveRest(r *rangeState, pause time.Duration) {
 func (d *Driver) plan() {
 	c := d.cluster
 	c.sweepSome()
-	if c.settings.GetPaused() {
+	paused := c.settings.GetPaused()
+	if paused && len(c.sched.scatters) == 0 {
 		return
 	}
 	left := d.left()
-	d.mend(&left)
-	d.merge(&left)
+	if !paused { // else only what people have asked for by hand goes on
+		d.mend(&left)
+		d.merge(&left)
+	}
 	ops, _ := c.schedule(left)
 	for _, op := range ops {
 		d.begin(op)
@@ -136,12 +141,14 @@ func (d *Driver) left() budget {
 	return b
 }
 
-// mend begins what ranges need, the most endangered first.
+// mend begins what ranges need, the most endangered first. What it does not come to,
+// since that would take too long, follows with the next Steps.
 func (d *Driver) mend(left *budget) {
 	c := d.cluster
 	var paced []wanting
 	counted := false
-	for looks := 0; looks < maxChecks && left.moves > 0 && len(paced) < maxPaced; looks++ {
+	most := min(left.moves, maxBegun)
+	for looks := 0; looks < maxChecks && most > 0 && len(paced) < maxPaced; looks++ {
 		r := c.nextNeedy()
 		if r == nil {
 			break
@@ -155,6 +162,9 @@ func (d *Driver) mend(left *budget) {
 			d.begin(p.op)
 			c.expect(p.op)
 			left.moves--
+			most--
+		case p.why != "":
+			c.resting.Set(rest{until: c.now + lookAgain, id: r.id()})
 		case p.paced:
 			paced = append(paced, r.wanting())
 		}

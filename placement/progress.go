@@ -2,6 +2,7 @@ package placement
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/flotilla-kv/flotilla/internal/ids"
@@ -43,6 +44,8 @@ func (d *Driver) progress(n *node) *adminpb.NodeProgress {
 	}
 	c.observeLeaving(n)
 	l := n.leaving
+	// Ranges that nobody has told of may be led, and held, by this very node.
+	p.Unknown = !d.planning || c.dir.gaps() > 0
 	p.LeadersLeft, p.LeadersMost = uint32(n.leads.Len()), uint32(l.leaders)
 	left, most := float64(n.leads.Len()), float64(l.leaders)
 	if n.standing == standingDecommissioning {
@@ -53,13 +56,24 @@ func (d *Driver) progress(n *node) *adminpb.NodeProgress {
 		most = float64(l.bytes) + emptyCopy*float64(l.replicas)
 	}
 	gone, took := most-left, c.now-l.since
-	if left > 0 && took >= paceAfter && gone > minPace*most {
+	if !p.Unknown && left > 0 && took >= paceAfter && gone > minPace*most {
 		p.SecondsLeft = took.Seconds() * left / gone
 	}
-	if left > 0 {
+	switch {
+	case left > 0:
 		p.Stuck = c.stuck(n, d.planning)
+	case p.Unknown:
+		p.Stuck = []string{c.unheardWords(d.planning)}
 	}
 	return p
+}
+
+// unheardWords says why it is not known what a node leads and holds.
+func (c *cluster) unheardWords(planning bool) string {
+	if !planning {
+		return "not all nodes have told the new driver of placement what they lead"
+	}
+	return "some keys belong to no range that anybody has told of: it may be there"
 }
 
 // stuck says why nothing moves off a node that is to give away what it has: nothing
@@ -124,14 +138,34 @@ func (c *cluster) whyLed(r *rangeState, planning bool) string {
 	switch {
 	case c.busy(r.id()):
 		return ""
-	case !planning || c.settings.GetPaused() || r.changing() || r.restUntil > c.now:
+	case !planning || c.settings.GetPaused():
 		return c.holdup(r, planning)
+	case c.clinging(r) != "":
+		return c.clinging(r)
 	case voters(r) == 1:
 		return "there is no other copy that could lead"
-	case r.lagging():
-		return "its leader is sending a copy"
 	case c.heir(r, r.leader) == nil:
-		return "no other copy may lead now"
+		return "no other copy may lead now" + c.whyNoHeir(r)
 	}
 	return ""
+}
+
+// whyNoHeir says for the other voters of r why each may not lead.
+func (c *cluster) whyNoHeir(r *rangeState) string {
+	var all []string
+	for _, p := range r.desc.GetReplicas() {
+		n := c.nodes[ids.NodeID(p.GetNodeId())]
+		if p.GetRole() != roleVoter || n.id == r.leader {
+			continue
+		}
+		if why := c.leadWords(n); why != "" {
+			all = append(all, fmt.Sprintf("%v: %s", n.id, why))
+		} else if c.mute(r, p) {
+			all = append(all, fmt.Sprintf("%v: it does not answer the leader", n.id))
+		}
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(all, "; ") + ")"
 }

@@ -25,7 +25,12 @@ func (d *Driver) Operate(r *adminpb.OperateRequest) (*adminpb.OperateReply, erro
 	c := d.cluster
 	c.influence()
 	if s := r.GetScatter(); s != nil {
-		return d.operate(scatter(c, s.GetStart(), s.GetEnd()))
+		begun, ops, note, err := scatter(c, s.GetStart(), s.GetEnd())
+		reply, err := d.operate(ops, note, err)
+		if err == nil && begun != nil {
+			reply.Scatter = begun.progress(c)
+		}
+		return reply, err
 	}
 	s := c.dir.byID[ids.RangeID(r.GetRangeId())]
 	if s == nil {
@@ -57,7 +62,7 @@ func (d *Driver) operate(
 	if err != nil {
 		return nil, err
 	}
-	reply := &adminpb.OperateReply{Note: note}
+	reply := &adminpb.OperateReply{Note: note, Tenure: d.tenure}
 	for _, op := range ops {
 		d.begin(op)
 		reply.Operators = append(reply.Operators, op.describe(d.cluster))
@@ -168,9 +173,13 @@ func (c *cluster) relocateTarget(r *rangeState, nodes []uint64) ([]ids.NodeID, e
 		}
 		target = append(target, id)
 	}
+	if c.crowds(r, target) {
+		return nil, fmt.Errorf("%w: there the copies of %v would stand nearer to one another than "+
+			"they do and need to: %s", ErrRefused, r.id(), c.nearWords(r, target))
+	}
 	if lead := c.nodes[target[0]]; !lead.mayLead() {
 		return nil, fmt.Errorf("%w: the first node is to lead, but %v may not now: %s", ErrRefused,
-			lead.id, lead.leadWords())
+			lead.id, c.leadWords(lead))
 	}
 	return target, nil
 }
@@ -187,14 +196,17 @@ func (c *cluster) requestTransfer(
 	}
 	n, p := c.nodes[to], replicaOn(r.desc, to)
 	switch {
-	case n == nil || n.desc == nil:
-		return nil, "", fmt.Errorf("%w: %w: %v", ErrRefused, ErrUnknownNode, to)
 	case p == nil:
-		return nil, "", fmt.Errorf("%w: %v has no copy of %v", ErrRefused, to, r.id())
+		var holders []ids.NodeID
+		for _, x := range r.desc.GetReplicas() {
+			holders = append(holders, ids.NodeID(x.GetNodeId()))
+		}
+		return nil, "", fmt.Errorf("%w: %v has no copy of %v that could lead it: choose one of %s",
+			ErrRefused, to, r.id(), names(holders))
 	case p.GetRole() != roleVoter:
 		return nil, "", fmt.Errorf("%w: the copy of %v on %v does not vote", ErrRefused, r.id(), to)
 	case !n.mayLead():
-		return nil, "", fmt.Errorf("%w: %v may not lead now: %s", ErrRefused, to, n.leadWords())
+		return nil, "", fmt.Errorf("%w: %v may not lead now: %s", ErrRefused, to, c.leadWords(n))
 	case c.mute(r, p):
 		return nil, "", fmt.Errorf("%w: the copy of %v on %v does not answer its leader",
 			ErrRefused, r.id(), to)
@@ -232,9 +244,9 @@ func (n *node) fullWords() string {
 }
 
 // leadWords says why n may not lead.
-func (n *node) leadWords() string {
-	if n.phase == phaseLive {
-		return "it came up a moment ago"
+func (c *cluster) leadWords(n *node) string {
+	if why := c.settleWords(n); why != "" && n.full && !n.sheds() && !n.readOnly {
+		return why
 	}
 	return n.fullWords()
 }

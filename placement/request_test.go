@@ -146,7 +146,7 @@ func TestRequestsThatCannotBeRightAreRefusedAndNothingChanges(t *testing.T) {
 		{"a forbidden node", relocate(6, 1, 2, 3), "rule fifth forbids zone=a"},
 		{"an unknown range", relocate(99, 1, 2, 3), "no such range"},
 		{"a node without a copy", transferTo(2, lost), "has no copy"},
-		{"an unknown node to lead", transferTo(2, 77), "does not know"},
+		{"an unknown node to lead", transferTo(2, 77), "has no copy of r2 that could lead it: choose"},
 		{"the last range", mergeOf(uint64(last)), "last range"},
 		{"two rules", mergeOf(5), "under rule"},
 		{"the system range", mergeOf(1), "range 1"},

@@ -11,7 +11,7 @@ import (
 type ruling struct {
 	*rules.Rule
 	at    uint64 // topology that the following is true for
-	fit   int    // nodes that it allows and that are not on their way out, live or not
+	fit   int    // copies that find a place on nodes which are not on their way out, live or not
 	ideal int    // Collisions of copies on the best nodes that are not dead
 }
 
@@ -53,13 +53,12 @@ func (c *cluster) current(u *ruling) *ruling {
 	}
 	goal, ideal, fresh := u.goal(), u.ideal, u.at == 0
 	var usable []rules.Labels
-	u.at, u.fit = c.topology, 0
+	u.at, u.fit = c.topology, c.fitting(u.Rule, nil)
 	for _, id := range c.order {
 		n := c.nodes[id]
 		if n.desc == nil || n.standing >= standingDecommissioning || !u.Allows(n.labels) {
 			continue
 		}
-		u.fit++
 		if n.phase > phaseDead && n.standing == standingActive {
 			usable = append(usable, n.labels)
 		}
@@ -69,6 +68,26 @@ func (c *cluster) current(u *ruling) *ruling {
 		c.sweepAll()
 	}
 	return u
+}
+
+// fitting counts the copies of a rule that find a place on the nodes that are not on
+// their way out, live or not; one node can be left out of the count.
+func (c *cluster) fitting(r *rules.Rule, but *node) int {
+	count := 0
+	var fit []rules.Labels
+	for _, n := range c.nodes { // order-free: a count
+		if n == but || n.desc == nil || n.standing >= standingDecommissioning ||
+			!r.Allows(n.labels) {
+			continue
+		}
+		if count++; r.Isolate != "" {
+			fit = append(fit, n.labels)
+		}
+	}
+	if r.Isolate != "" {
+		return r.Placeable(fit)
+	}
+	return count
 }
 
 // idealOf returns how near to one another copies stand that are placed one after

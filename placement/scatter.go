@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"hash/fnv"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/flotilla-kv/flotilla/internal/ids"
+	"github.com/flotilla-kv/flotilla/proto/adminpb"
 )
 
 const (
@@ -20,40 +22,129 @@ const (
 	maxScattered = 16384
 	// scatterAtOnce bounds the transfers that one request begins at once.
 	scatterAtOnce = 32
-	// scatterPause is between two looks at a span.
+	// scatterPause is between two looks at a span, scatterStuck for how long nothing of
+	// it can be moved before it is left as it is.
 	scatterPause = time.Second
+	scatterStuck = 2 * time.Minute
+	// scattersKept is how many that have ended are remembered, for those who ask.
+	scattersKept = 64
 )
 
 // scattering is a span whose leaders and copies a person wants spread evenly. It is
-// gone on with as copies may move, and forgotten when the span is even.
+// gone on with as copies may move, until the span is even.
 type scattering struct {
+	id         uint64
 	start, end []byte
 	until      time.Duration
+	stuck      time.Duration // nothing of it runs, or could be moved, since then; never: not so
+
+	ranges, waiting int // at the last look: of the span, and those that could stand better
+	leaders, copies uint64
+	bytes           int64
+	failed          uint64
+	ended           bool
+	why             string // it ended although the span is not even
 }
 
 // scatter begins to spread the leaders and copies of the ranges that overlap [start,
 // end), empty meaning to the last, evenly over the nodes: in an order that is random
 // but the same for the same span, and with no more moves than are needed. It returns
-// what may begin at once; schedule goes on with the rest. Refused if no range of the
-// span is known. Influence must be up to date.
-func scatter(c *cluster, start, end []byte) (ops []*operator, note string, err error) {
+// what may begin at once; schedule goes on with the rest, also while placement is
+// paused. Nil if the span is even. Refused if no range of the span is known. Influence
+// must be up to date.
+func scatter(
+	c *cluster, start, end []byte,
+) (s *scattering, ops []*operator, note string, err error) {
 	c.countAble()
 	limit := c.moveLimit(0)
 	p := newPass(c, budget{transfers: scatterAtOnce, moves: limit, limit: limit})
-	s := &scattering{start, end, c.now + scatterFor}
-	look, v := p.scatter(s)
-	ranges := len(look.ranges)
-	switch {
-	case ranges == 0:
-		return nil, "", fmt.Errorf("%w: no range between these keys is known", ErrRefused)
-	case v == rested:
-		return nil, fmt.Sprintf("%d ranges are spread evenly already", ranges), nil
+	s = &scattering{id: c.sched.lastScatter + 1, start: start, end: end, stuck: never}
+	for _, o := range c.sched.scatters {
+		if bytes.Equal(o.start, start) && bytes.Equal(o.end, end) {
+			s = o // asked for again, perhaps since the answer was lost
+		}
 	}
-	all := append(c.sched.scatters, s)
-	c.sched.scatters = all[max(0, len(all)-maxScatters):]
+	s.until = c.now + scatterFor
+	v := p.scatter(s)
+	switch {
+	case s.ranges == 0:
+		return nil, nil, "", fmt.Errorf("%w: no range between these keys is known", ErrRefused)
+	case v == rested:
+		return nil, nil, fmt.Sprintf("%s spread evenly already", areWords(s.ranges)), nil
+	}
+	if s.id > c.sched.lastScatter {
+		c.sched.lastScatter = s.id
+		c.sched.scatters = append(c.sched.scatters, s)
+	}
+	for len(c.sched.scatters) > maxScatters {
+		c.leave(c.sched.scatters[0], "it gave way to newer ones")
+		c.sched.scatters = c.sched.scatters[1:]
+	}
 	c.sched.next[scattered] = c.now + scatterPause
-	return p.ops, fmt.Sprintf("%d ranges are being spread; what cannot begin now follows as "+
-		"nodes can take it, for up to %s", ranges, words(scatterFor)), nil
+	return s, p.ops, fmt.Sprintf("%s being spread; what cannot begin now follows as nodes can "+
+		"take it, for up to %s", areWords(s.ranges), words(scatterFor)), nil
+}
+
+func areWords(ranges int) string {
+	if ranges == 1 {
+		return "1 range is"
+	}
+	return fmt.Sprintf("%d ranges are", ranges)
+}
+
+// leave ends a scattering; why is empty if its span is even.
+func (c *cluster) leave(s *scattering, why string) {
+	s.ended, s.why = true, why
+	kept := append(c.sched.scattersEnded, s)
+	c.sched.scattersEnded = kept[max(0, len(kept)-scattersKept):]
+}
+
+// scattering finds one by its id, nil if it is not remembered.
+func (c *cluster) scattering(id uint64) *scattering {
+	for _, all := range [...][]*scattering{c.sched.scatters, c.sched.scattersEnded} {
+		for _, s := range all {
+			if s.id == id {
+				return s
+			}
+		}
+	}
+	return nil
+}
+
+// tell notes what an operator of a scattering has moved, when it has ended.
+func (s *scattering) tell(c *cluster, op *operator, result outcome) {
+	if s == nil {
+		return
+	}
+	if result != succeeded {
+		s.failed++
+		return
+	}
+	for _, st := range op.steps {
+		switch r := op.rangeOf(c, st); {
+		case st.kind == transferLeader:
+			s.leaders++
+		case st.kind == addLearner && r != nil:
+			s.copies++
+			s.bytes += r.load.bytes
+		}
+	}
+}
+
+// progress says how far a scattering has come.
+func (s *scattering) progress(c *cluster) *adminpb.ScatterProgress {
+	p := &adminpb.ScatterProgress{
+		Id: s.id, Ranges: uint64(s.ranges), Waiting: uint64(s.waiting), LeadersMoved: s.leaders,
+		ReplicasMoved: s.copies, BytesMoved: uint64(max(0, s.bytes)), Failed: s.failed,
+		Ended: s.ended, Why: s.why,
+	}
+	c.ops.Scan(func(_ uint64, op *operator) bool {
+		if op.scatter == s.id {
+			p.Running++
+		}
+		return true
+	})
+	return p
 }
 
 // scatterOn goes on with the spans that are being scattered.
@@ -61,12 +152,27 @@ func scatterOn(p *pass) verdict {
 	s := &p.c.sched
 	worst := rested
 	s.scatters = slices.DeleteFunc(s.scatters, func(one *scattering) bool {
-		_, v := p.scatter(one)
-		if v == rested || one.until <= p.c.now {
-			return true
+		v := p.scatter(one)
+		switch {
+		case v != blocked:
+			one.stuck = never
+		case one.stuck == never:
+			one.stuck = p.c.now
 		}
-		worst = max(worst, v)
-		return false
+		switch {
+		case v == rested:
+			p.c.leave(one, "")
+		case v == blocked && p.c.now-one.stuck >= scatterStuck:
+			p.c.leave(one, fmt.Sprintf("%d of %d ranges could stand better, but nothing of them "+
+				"could be moved for %s", one.waiting, one.ranges, words(scatterStuck)))
+		case one.until <= p.c.now:
+			p.c.leave(one, fmt.Sprintf("it has gone on for %s, and %d of %d ranges could stand "+
+				"better still", words(scatterFor), one.waiting, one.ranges))
+		default:
+			worst = max(worst, v)
+			return false
+		}
+		return true
 	})
 	return worst
 }
@@ -82,21 +188,27 @@ type spanLook struct {
 	ranges []*rangeState // in random order
 	counts map[ids.NodeID]*spanCount
 	within map[ids.RangeID]bool
-	moving bool // operators of the span run
+	better map[ids.RangeID]bool // ranges that could stand better, and do not move
+	moving bool                 // operators of the span run
 }
 
 // scatter plans what makes a span more even.
-func (p *pass) scatter(s *scattering) (*spanLook, verdict) {
+func (p *pass) scatter(s *scattering) verdict {
 	look := p.lookAtSpan(s)
 	before := len(p.ops)
 	uneven := look.spreadLeads()
 	uneven = look.spreadCopies() || uneven
-	return look, p.ended(len(p.ops) > before || look.moving, uneven)
+	for _, op := range p.ops[before:] {
+		op.scatter = s.id
+		delete(look.better, op.rng)
+	}
+	s.ranges, s.waiting = len(look.ranges), len(look.better)
+	return p.ended(len(p.ops) > before || look.moving, uneven)
 }
 
 func (p *pass) lookAtSpan(s *scattering) *spanLook {
 	look := &spanLook{pass: p, levels: levelsOf(p), counts: make(map[ids.NodeID]*spanCount),
-		within: make(map[ids.RangeID]bool)}
+		within: make(map[ids.RangeID]bool), better: make(map[ids.RangeID]bool)}
 	end := s.end
 	if len(end) == 0 {
 		end = []byte{0xff}
@@ -175,6 +287,7 @@ func (s *spanLook) spreadLeads() (uneven bool) {
 			continue
 		}
 		uneven = true
+		s.better[r.id()] = true
 		if s.left.transfers >= 2 && len(s.ops)+2 <= maxPlans && s.movable(r) {
 			s.giveLead(r, from, to)
 		}
@@ -228,6 +341,7 @@ func (s *spanLook) spreadCopies() (uneven bool) {
 			continue
 		}
 		uneven = true
+		s.better[r.id()] = true
 		if s.left.moves >= 2 && len(s.ops)+2 <= maxPlans && s.copyable(r) &&
 			s.giveCopy(r, from, to) {
 			order()

@@ -62,10 +62,12 @@ type scheduling struct {
 	able       int                       // nodes that may be given copies, at the last pass
 	loadsMoved bool                      // some range's load, or who bears it, changed
 
-	misled   btree.Set[ids.RangeID] // ranges with a voter that the rule would rather see lead
-	settling map[ids.RangeID]settling
-	settles  []settlingUntil
-	scatters []*scattering
+	misled        btree.Set[ids.RangeID] // ranges with a voter that the rule would rather see lead
+	settling      map[ids.RangeID]settling
+	settles       []settlingUntil
+	scatters      []*scattering // that go on, the oldest first
+	scattersEnded []*scattering // the last of those that do not
+	lastScatter   uint64        // id of the last one that began
 }
 
 // nodeSched is what the schedulers keep of a node.
@@ -108,7 +110,7 @@ func (c *cluster) schedule(b budget) (ops []*operator, stuck bool) {
 	p := newPass(c, b)
 	s := &c.sched
 	for k := range schedulers {
-		if s.next[k] > c.now || !p.affords(k) {
+		if s.next[k] > c.now || !p.affords(k) || k != scattered && c.settings.GetPaused() {
 			continue
 		}
 		s.last[k] = c.now

@@ -198,18 +198,23 @@ func (d *Driver) SetRules(
 	reply := &adminpb.SetRulesReply{Rules: next, Faults: faults}
 	if len(faults) == 0 {
 		reply.Faults, reply.Warnings = rules.Check(set, c.ruleSet, c.localities())
-		c.preview(set, reply)
 	}
-	if len(reply.Faults) > 0 || r.GetDryRun() {
+	if len(reply.Faults) > 0 {
 		done(reply, nil)
 		return
 	}
-	d.storeRules(r.GetRules().GetVersion(), next, set, func(err error) {
-		if err != nil {
-			done(nil, err)
+	d.preview(set, reply, func(reply *adminpb.SetRulesReply, err error) {
+		if err != nil || r.GetDryRun() {
+			done(reply, err)
 			return
 		}
-		done(reply, nil)
+		d.storeRules(r.GetRules().GetVersion(), next, set, func(err error) {
+			if err != nil {
+				done(nil, err)
+				return
+			}
+			done(reply, nil)
+		})
 	})
 }
 

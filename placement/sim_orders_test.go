@@ -28,6 +28,7 @@ func (w *world) obey(n *simNode, o *metapb.Order) {
 	next := &metapb.RangeDescriptor{
 		RangeId: r.desc.RangeId, Start: r.desc.Start, End: r.desc.End,
 		Generation: r.desc.Generation + 1, NextReplicaId: r.desc.NextReplicaId,
+		StickyUntil: r.desc.StickyUntil,
 	}
 	for _, p := range r.desc.GetReplicas() {
 		next.Replicas = append(next.Replicas,
@@ -103,7 +104,8 @@ func (w *world) merge(left *simRange, o *metapb.Order) {
 	left.desc = &metapb.RangeDescriptor{RangeId: left.desc.RangeId, Start: left.desc.Start,
 		End:           right.desc.End,
 		Generation:    max(left.desc.Generation, right.desc.Generation) + 1,
-		NextReplicaId: left.desc.NextReplicaId, Replicas: left.desc.Replicas}
+		NextReplicaId: left.desc.NextReplicaId, Replicas: left.desc.Replicas,
+		StickyUntil: left.desc.StickyUntil}
 	left.bytes += right.bytes
 	delete(w.ranges, ids.RangeID(right.desc.GetRangeId()))
 	w.tell(left)
@@ -140,7 +142,9 @@ func (w *world) splitAt(r *simRange, right ids.RangeID, at []byte) {
 		n.caught[replica] = when
 	}
 	r.bytes, r.cpu = r.bytes/2, r.cpu/2
+	sticky := r.desc.StickyUntil
 	r.desc = half(ids.RangeID(r.desc.GetRangeId()), r.desc.GetStart(), at)
+	r.desc.StickyUntil = sticky
 	w.ranges[right] = n
 	w.tell(r)
 	w.tell(n)

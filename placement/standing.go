@@ -106,7 +106,7 @@ func (c *cluster) roomWithout(n *node) error {
 			continue
 		}
 		// A dead node counts for what it will hold when it is back, not more.
-		left := u.fit - 1
+		left := c.fitting(u.Rule, n)
 		if left >= 1 && oddFloor(min(u.Replicas, left)) >= u.goal() {
 			continue
 		}
@@ -231,6 +231,10 @@ func (d *Driver) storeStanding(id ids.NodeID, want metapb.NodeStanding, done fun
 			}
 			if known == standingDecommissioned && want != known {
 				return nil, false, fmt.Errorf("%w: %v is decommissioned", ErrRefused, id)
+			}
+			if want == standingDecommissioned && known != want && known != standingDecommissioning {
+				// Another driver took it back, of which this one has not heard.
+				return nil, false, fmt.Errorf("%w: %v is not being decommissioned", ErrRefused, id)
 			}
 			return encodeNumber(uint64(want)), known != want, nil
 		},

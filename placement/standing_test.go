@@ -283,3 +283,34 @@ func TestADecommissionThatCannotGoOnSaysWhy(t *testing.T) {
 		return w.progress(4).GetStatus().GetStanding() == standingDecommissioned
 	})
 }
+
+// A person takes a decommissioning back through another driver in the very moment in
+// which this one, which has not heard that it drives no more, calls the node
+// decommissioned. That is for good, and must not be written over what was asked.
+func TestWhatAnotherDriverTookBackIsNotCalledDecommissioned(t *testing.T) {
+	t.Parallel()
+	w := grown(t, 50, 24, 4)
+	if w.driver == 2 {
+		w.moveDriver(1)
+		w.run(30 * time.Second)
+	}
+	w.must(2, standingDecommissioning)
+	takenBack := false
+	w.kv.conflict = func(key []byte) {
+		if string(key) == string(standingKey(2)) && !takenBack {
+			takenBack = true
+			w.kv.clock++
+			w.kv.rows[string(key)] = KeyValue{
+				key, encodeNumber(uint64(standingActive)), w.kv.clock,
+			}
+		}
+	}
+	w.runUntil(20*time.Minute, "the driver wants to call it decommissioned", func() bool {
+		return takenBack
+	})
+	w.run(time.Second)
+	row := w.kv.rows[string(standingKey(2))]
+	if s, err := decodeStanding(row.Key, row.Value, row.Version); err != nil || s != standingActive {
+		t.Fatalf("%v, %v is stored; another driver had stored that it is active", s, err)
+	}
+}

@@ -94,16 +94,16 @@ func (s step) hindrance(c *cluster, r *rangeState) string {
 		if n == nil || c.silence(n) > graceFactor*c.suspectAfter {
 			return fmt.Sprintf("%v is silent", s.node)
 		}
-	case promote:
+	case promote, swap:
 		if replica == nil {
 			return fmt.Sprintf("the learner on %v is gone", s.node)
 		}
-	case swap:
-		if replica == nil {
-			return fmt.Sprintf("the learner on %v is gone", s.node)
-		}
-		if r.leader == s.from {
+		if s.kind == swap && r.leader == s.from {
 			return fmt.Sprintf("%v leads the range now", s.from)
+		}
+		if replica.GetRole() == roleLearner && n != nil &&
+			c.silence(n) > graceFactor*c.suspectAfter {
+			return fmt.Sprintf("%v is silent", s.node)
 		}
 	case demote:
 		// Never through a removed leader: it would count itself out.
@@ -209,6 +209,9 @@ func (s step) effect(
 // to say (now).
 func (s step) order(c *cluster, r *rangeState, reason string) *metapb.Order {
 	if r.changing() { // a change is under way; the next fact tells how it ended
+		return nil
+	}
+	if s.held(c, r) != "" {
 		return nil
 	}
 	o := &metapb.Order{

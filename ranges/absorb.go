@@ -142,6 +142,12 @@ func (r *Replica) publishAbsorb(next *state, a *stagedAbsorb) {
 	t.mu.Lock()
 	t.mu.spans.remove(x.descriptor().GetStart())
 	delete(t.mu.byID, x.id)
+	if leaving, ok := t.mu.dying[r.id]; ok && t.mu.byID[r.id] != r {
+		// This replica itself left the table between the commit and now. Its removal
+		// takes the data of its span as it is then, so all of that stays reserved.
+		leaving.end = next.desc.GetEnd()
+		t.mu.dying[r.id] = leaving
+	}
 	r.state.Store(next)
 	t.mu.Unlock()
 	if next.lead.mine {
@@ -231,7 +237,13 @@ func (r *Replica) expendable() bool {
 // awaits says whether a replica of the left half that a frozen range's mark names
 // is here and still to absorb it.
 func (t *Table) awaits(m *metapb.MergeMark) bool {
-	left := t.replica(ids.RangeID(m.GetRangeId()))
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.awaitsLocked(m)
+}
+
+func (t *Table) awaitsLocked(m *metapb.MergeMark) bool {
+	left := t.mu.byID[ids.RangeID(m.GetRangeId())]
 	return left != nil && left.state.Load().initialised() &&
 		left.descriptor().GetGeneration() <= m.GetGeneration()
 }

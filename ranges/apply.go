@@ -25,6 +25,7 @@ type staged struct {
 	absorb   *stagedAbsorb
 	marked   bool // the descriptor's merge mark changed
 	replicas bool // the descriptor's replicas changed
+	sum      bool // what the range holds now is to be compared, see check.go
 }
 
 // result is what became of an entry of some leader; if it was this one,
@@ -136,6 +137,7 @@ func (r *Replica) applyKind(
 	case kindAbsorb:
 		return true, r.applyAbsorb(b, next, h, body)
 	case kindSeal:
+		r.staged.sum = len(body) > 0 && body[0] == checkNote
 		return true, nil
 	default: // kindGCThreshold; decodeEntry knows no other
 		if len(body) != 8 {
@@ -205,6 +207,9 @@ func (r *Replica) Applied() {
 		r.publishAbsorb(s.next, s.absorb)
 	default:
 		r.state.Store(s.next)
+	}
+	if s.sum {
+		r.takeSum(s.next)
 	}
 	for _, res := range s.results {
 		if s.next.lead.mine && res.term == s.next.lead.term {

@@ -103,6 +103,12 @@ type Config struct {
 	QuorumReads bool
 	// RowCacheBytes bounds the cache of hot rows; 0: none. Close ends it.
 	RowCacheBytes int64
+	// CheckEvery is how often one of the ranges that this node leads is compared with
+	// its other replicas (check.go). 0: never.
+	CheckEvery time.Duration
+	// Compare fetches what the other replicas held, and judges. Called for each
+	// comparison that this node leads; must not block. nil: no replica is compared.
+	Compare func(Comparison)
 	// OnFact reports what changed of a range that this node leads. On a shard; must not block.
 	OnFact func(*metapb.RangeFact)
 }

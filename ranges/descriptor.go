@@ -182,6 +182,7 @@ func splitDescriptor(
 	r.Start = bytes.Clone(key)
 	r.RangeId = uint64(right)
 	r.Generation++
+	r.StickyUntil = 0 // what was asked for was the parent's start, not this one
 	return l, r
 }
 

@@ -118,6 +118,12 @@
 // then it obeys the word of others, who know by the tombstone, that R is gone
 // (absorb.go, expendable).
 //
+// # Comparison
+//
+// At a slow pace the replicas of ranges that were written to are read and compared,
+// each at the same index of its log, so that one which diverged in silence is found:
+// check.go.
+//
 // # Rejected
 //
 // A goroutine or a timer per replica (memory and idle cost); evaluating on

@@ -30,11 +30,12 @@ const (
 	kindGCThreshold entryKind = 3 // body: the threshold, 8 bytes
 	kindReplicas    entryKind = 4 // body: the new descriptor; in a configuration change's context
 	kindMark        entryKind = 5 // body: the merge mark that the descriptor gets
-	kindSeal        entryKind = 6 // no body, does nothing; see Group.stageAppend in multiraft
+	kindSeal        entryKind = 6 // does nothing; body: none, or a note (check.go)
 	kindAbsorb      entryKind = 7 // body: see encodeAbsorb
 )
 
-// isSeal says of an entry whether it is a seal.
+// isSeal says of an entry whether it is a seal: what one is for says
+// Group.stageAppend in multiraft.
 func isSeal(data []byte) bool {
 	return len(data) >= fixedHeader && data[0] == entryFormat && entryKind(data[1]) == kindSeal
 }

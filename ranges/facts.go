@@ -2,6 +2,7 @@ package ranges
 
 import (
 	"slices"
+	"time"
 
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/multiraft"
@@ -19,12 +20,22 @@ import (
 // When leadership moved to this node the first fact has no load: what it was is
 // known elsewhere. The next one, a second or two later, has it, and is sent even
 // if it is nothing. Whoever weighs loads keeps the one of before until then.
+//
+// Nor does it call anybody silent: a leader is ready when a majority has answered
+// it, and the others had no time to. Who has not answered a second later is silent,
+// and placement is told; and told again when that changes, as long as maintenance
+// looks (silentLooks). After that it believes no such word any more.
 
-// factSizeStep is the part of the size, and factSizeFloor the bytes, by which
-// it must have moved.
 const (
+	// factSizeStep is the part of the size, and factSizeFloor the bytes, by which
+	// it must have moved.
 	factSizeStep  = 20
 	factSizeFloor = 64 << 10
+	// answerTime is what replicas are given to answer a new leader.
+	answerTime = time.Second
+	// silentLooks is how many steps of maintenance look again at who is silent: a
+	// range with a dead node's replica costs nothing once they are over.
+	silentLooks = 10
 )
 
 // factOf makes a fact of a state and what the leader knew of its peers.
@@ -57,11 +68,34 @@ func (r *Replica) peerNews() (caughtUp, silent []uint64) {
 		if p.Learner && p.State == "replicate" && p.Match+maxLag >= s.applied {
 			caughtUp = append(caughtUp, uint64(p.Replica))
 		}
-		if !p.RecentActive {
+		if !p.RecentActive && !r.upkeep.young(r.table.cfg.Physical.Monotonic()) {
 			silent = append(silent, uint64(p.Replica))
 		}
 	}
 	return caughtUp, silent
+}
+
+// lookAtSilence tells placement if others are silent than it was told.
+func (r *Replica) lookAtSilence() {
+	u := &r.upkeep
+	if u.looks == 0 {
+		return
+	}
+	if u.young(r.table.cfg.Physical.Monotonic()) {
+		r.mark()
+		return
+	}
+	u.looks--
+	_, silent := r.peerNews()
+	if !slices.Equal(r.load.told.Load().silents(), silent) {
+		r.sendFact()
+	}
+	if len(silent) == 0 {
+		u.looks = 0
+	}
+	if u.looks > 0 {
+		r.mark()
+	}
 }
 
 // sendFact tells placement what is true now. Shard only.
@@ -71,6 +105,10 @@ func (r *Replica) sendFact() {
 		return
 	}
 	caughtUp, silent := r.peerNews()
+	if f := r.load.told.Load(); len(silent) > 0 && !slices.Equal(f.silents(), silent) {
+		r.upkeep.looks = silentLooks
+		r.mark()
+	}
 	// Before the fact is made: what maintenance makes of the load meanwhile is
 	// news then, though it may be in the fact already.
 	w := r.load.watch.Load()
@@ -192,6 +230,15 @@ func roleName(role metapb.ReplicaRole) string {
 		return "voter-demoting"
 	}
 	return "voter-outgoing"
+}
+
+// silents are the replicas that placement was told are silent; none if it was told
+// nothing (nil).
+func (t *told) silents() []uint64 {
+	if t == nil {
+		return nil
+	}
+	return t.silent
 }
 
 // sameCaughtUp says whether placement knows already who caught up.

@@ -2,6 +2,7 @@ package ranges
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/flotilla-kv/flotilla/internal/canary"
 	"github.com/flotilla-kv/flotilla/internal/ids"
@@ -20,8 +21,9 @@ type freezing struct {
 	over       bool
 
 	// Set before the left half is told to absorb.
-	at   ids.Index // of the freeze
-	desc *metapb.RangeDescriptor
+	taken time.Duration // when the range was; 0: not yet
+	at    ids.Index     // of the freeze
+	desc  *metapb.RangeDescriptor
 }
 
 // fail tells the left half that it cannot be done.
@@ -66,6 +68,7 @@ func (f *freezing) freeze() {
 	}
 	f.hold.start, f.hold.end = string(s.desc.GetStart()), string(s.desc.GetEnd())
 	f.hold.exclusive = true
+	f.taken = r.table.cfg.Physical.Monotonic()
 	r.latches.acquire(&f.hold, f)
 }
 
@@ -157,6 +160,8 @@ func (f *freezing) leave() {
 		r.change = nil
 	}
 	if s := r.state.Load(); !s.destroyed {
+		r.upkeep.frozen = f.taken // until it is thawed, or now if it never froze
+		r.thawed()
 		r.group().EndAwait()
 		r.heed()
 	}

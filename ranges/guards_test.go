@@ -159,6 +159,27 @@ func TestChangeToAMajorityThatLagsIsRefused(t *testing.T) {
 	w.wantOrder(demote, nil)
 }
 
+// Bug class 30: a voter that answers no more has what little was written since. A change
+// that needs it would stop the range, though two of three voters live.
+func TestChangeThatNeedsAVoterWhoDoesNotAnswerIsRefused(t *testing.T) {
+	t.Parallel()
+	w := threeNodes(t, nil)
+	l := w.leader(2)
+	l.put("k", "v")
+	mute, lives := w.nodes[l.id%3+1], w.nodes[(l.id+1)%3+1]
+	mute.down = true
+	w.tick(60)
+	demote := &metapb.Order{
+		RangeId: 2, Kind: metapb.OrderKind_ORDER_KIND_DEMOTE,
+		ReplicaId: uint64(lives.table.replica(2).self),
+	}
+	w.wantOrder(demote, ErrLagging)
+	l.put("k", "after")
+	mute.down = false
+	w.tick(20)
+	w.wantOrder(demote, nil)
+}
+
 // Bug classes 5 and 19: a learner that missed its removal. It never campaigns
 // and its leader sends it nothing more, so it has to ask.
 func TestLearnerThatMissedItsRemovalAsksAndIsTold(t *testing.T) {

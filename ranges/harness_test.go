@@ -168,6 +168,7 @@ func (n *node) open(create bool) {
 		Background: func(job func()) { n.jobs = append(n.jobs, job) },
 		Gone:       n.table.Gone,
 		OnGone:     n.table.OnGone,
+		OnHalted:   n.table.OnHalted,
 	})
 	must(t, err)
 	n.down = false

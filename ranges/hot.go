@@ -161,7 +161,7 @@ func (r *Replica) warm(w *watch, s *state) *loadSplit {
 // range changed meanwhile, the next samples decide again.
 func (r *Replica) beginLoadSplit(l *loadSplit) {
 	_ = r.enqueue(multiraft.TaskFunc(func() {
-		r.startSplit(l.key, l.generation, r.loadSplitEnded(r.load.watch.Load().load()))
+		r.startSplit(l.key, l.generation, 0, r.loadSplitEnded(r.load.watch.Load().load()))
 	}), len(l.key))
 }
 

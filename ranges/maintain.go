@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
@@ -19,7 +20,8 @@ type dirtySet struct {
 	set     map[ids.RangeID]struct{}
 	watched []*Replica // whose load is watched, see load.go
 
-	loadSplits, merges atomic.Uint64
+	loadSplits, merges        atomic.Uint64
+	leftFreezes, rightFreezes freezes
 }
 
 func (t *Table) mark(id ids.RangeID) {
@@ -37,6 +39,7 @@ func (t *Table) mark(id ids.RangeID) {
 // at a time.
 func (t *Table) Maintain() {
 	t.lookAtLoads()
+	t.checkNext()
 	t.dirty.mu.Lock()
 	set := t.dirty.set
 	t.dirty.set = nil
@@ -60,15 +63,23 @@ func (t *Table) Maintain() {
 // upkeep is what a leader remembers for maintenance. Shard only.
 type upkeep struct {
 	marked    bool  // in the table's dirty set
+	unchecked bool  // wanted by checks: written to since it was compared
 	noSplit   int64 // size at which no split key was found; 0: none
 	collected hlc.Timestamp
 	gc        *collection
-	writes    uint64 // the meter's count, at the last step
+	writes    uint64        // the meter's count, at the last step
+	since     time.Duration // when this leadership began
+	looks     int           // left at who is silent, see facts.go
+	frozen    time.Duration // when a merge that was given up took this half; 0: none
 }
 
 // lead begins a term of leadership. How far an earlier leader's collection got
 // is not known, so the first pass looks at everything.
-func (u *upkeep) lead() { *u = upkeep{} }
+func (u *upkeep) lead(now time.Duration) { *u = upkeep{since: now, looks: silentLooks} }
+
+// young says whether this leadership is so new that replicas may not have
+// answered yet.
+func (u *upkeep) young(now time.Duration) bool { return now-u.since < answerTime }
 
 func (u *upkeep) follow() { *u = upkeep{} }
 
@@ -94,6 +105,12 @@ func (r *Replica) leaderApplied(old *state, structural bool) {
 	if structural {
 		r.sendFact()
 		r.leaveJoint()
+	}
+	if r.upkeep.looks > 0 {
+		r.mark()
+	}
+	if old.data != s.data {
+		r.changedUnchecked()
 	}
 	if r.wantsSplit(s) || r.wantsCollection(s) || hasLearner(s.desc) && structural ||
 		old.data != s.data && r.factIsOld(s) || !r.recent.empty() {
@@ -122,8 +139,9 @@ func (r *Replica) maintain() {
 	if r.factIsOld(s) || r.loadIsOld() {
 		r.sendFact()
 	}
+	r.lookAtSilence()
 	if r.wantsSplit(s) && r.change == nil {
-		r.startSplit(nil, 0, r.sizeSplitEnded(s.size()))
+		r.startSplit(nil, 0, 0, r.sizeSplitEnded(s.size()))
 	}
 	if r.wantsCollection(s) {
 		r.collect(s)

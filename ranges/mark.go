@@ -93,6 +93,7 @@ func (r *Replica) markChanged() {
 		t.mark(r.id)
 	}
 	t.resumeLeft(r)
+	r.thawed()
 	r.tend()
 	if left := t.leftOf(s.desc); left != nil && left.descriptor().GetMerge() != nil {
 		left.onShard(left.tend)

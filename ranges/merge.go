@@ -31,8 +31,9 @@ type merge struct {
 
 	// Left half's shard.
 	mark    *metapb.MergeMark
-	hold    hold // of the left half, for the absorb
-	decided bool // the absorb is proposed: the log decides, nothing else
+	hold    hold          // of the left half, for the absorb
+	taken   time.Duration // when that began; 0: not yet
+	decided bool          // the absorb is proposed: the log decides, nothing else
 	over    bool
 
 	freezing freezing // right half's shard
@@ -173,6 +174,7 @@ func (m *merge) absorb() {
 	}
 	m.hold.start, m.hold.end = string(s.desc.GetStart()), string(s.desc.GetEnd())
 	m.hold.exclusive = true
+	m.taken = m.l.table.cfg.Physical.Monotonic()
 	m.l.latches.acquire(&m.hold, m)
 }
 
@@ -224,11 +226,16 @@ func (m *merge) end(err error) {
 	m.over = true
 	m.l.latches.release(&m.hold)
 	m.l.change = nil
+	t, now := m.l.table, m.l.table.cfg.Physical.Monotonic()
+	if m.taken != 0 {
+		t.dirty.leftFreezes.add(now - m.taken)
+	}
 	if m.r != nil {
 		m.r.onShard(m.freezing.leave)
 	}
 	if err == nil {
-		m.l.table.dirty.merges.Add(1)
+		t.dirty.rightFreezes.add(now - m.freezing.taken)
+		t.dirty.merges.Add(1)
 		m.done(nil)
 		return
 	}

@@ -149,7 +149,7 @@ func (r *Replica) becomeReady() {
 	next.lead.lowWater = r.table.cfg.Clock.Peek()
 	r.recent.start(next.lead.lowWater, s.applied)
 	r.state.Store(&next)
-	r.upkeep.lead()
+	r.upkeep.lead(r.table.cfg.Physical.Monotonic())
 }
 
 // abandon ends everything that rested on a leadership that is over. Entries in

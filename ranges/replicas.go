@@ -31,7 +31,7 @@ func (t *Table) Order(o *metapb.Order, done func(error)) {
 		if len(key) == 0 {
 			key = nil
 		}
-		t.split(id, key, o.GetGeneration(),
+		t.split(id, key, o.GetGeneration(), 0,
 			func(_, _ *metapb.RangeDescriptor, err error) { done(err) })
 		return
 	}
@@ -207,13 +207,13 @@ func (r *Replica) bequeath(d *metapb.RangeDescriptor) {
 	}
 }
 
-// caughtUp says whether a replica follows closely: it takes appends as they
-// come and lacks few. One that needs a snapshot, or is being sent one, does not.
+// caughtUp says whether a replica follows closely: it answers, takes appends as
+// they come and lacks few. One that needs a snapshot, or is being sent one, does not.
 func (r *Replica) caughtUp(id ids.ReplicaID) bool {
 	applied := r.state.Load().applied
 	for _, p := range r.group().Progress() {
 		if p.Replica == id {
-			return p.State == "replicate" && p.Match+maxLag >= applied
+			return p.State == "replicate" && p.RecentActive && p.Match+maxLag >= applied
 		}
 	}
 	return false

@@ -171,7 +171,8 @@ func (a *Admission) Abandon() {
 }
 
 // release frees span and token. A replica that was made for the snapshot and
-// did not get it goes again; its hard state, if any, stays for the next try.
+// did not get it goes again; its hard state, if any, stays for the next try. Until
+// its group has ended, and raises that no more, nobody takes it over.
 func (a *Admission) release() {
 	t, r := a.table, a.replica
 	t.mu.Lock()
@@ -180,14 +181,30 @@ func (a *Admission) release() {
 	remove := a.created && t.mu.byID[r.id] == r && !r.state.Load().initialised()
 	if remove {
 		delete(t.mu.byID, r.id)
+		t.mu.dying[r.id] = dying{}
 	}
 	t.mu.Unlock()
 	if remove {
-		t.host.RemoveGroup(r.id, r.back.close)
+		t.host.RemoveGroup(r.id, a.released)
 	}
 	t.resumeLeft(r)
 	for _, x := range a.subsumed {
 		t.resumeLeft(x)
+	}
+}
+
+// released runs on the shard when the group of a replica that did not get its
+// snapshot is gone. A split that brings that replica may wait for it.
+func (a *Admission) released() {
+	t, r := a.table, a.replica
+	r.back.close()
+	t.mu.Lock()
+	delete(t.mu.dying, r.id)
+	t.mu.Unlock()
+	if parent := t.find(a.header.GetDescriptor_().GetStart()); parent != nil {
+		if g := parent.raft.Load(); g != nil {
+			g.ResumeApply()
+		}
 	}
 }
 
@@ -204,12 +221,20 @@ func (t *Table) publishRestored(r *Replica, next *state) error {
 func (t *Table) placeRestored(r *Replica, next *state) (subsumed []*Replica, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.mu.byID[r.id] != r {
-		return nil, nil // removed meanwhile
-	}
 	subsumed = t.takeSubsumedLocked(r)
 	if other := t.overlapLocked(r.id, next.desc); other != nil {
 		return subsumed, fmt.Errorf("snapshot of %v overlaps %v", r.id, other.id)
+	}
+	if t.mu.byID[r.id] != r {
+		// Removed meanwhile, and about to be erased. What it subsumed has its tombstone
+		// already. All that came goes, so that is reserved from here on; until here the
+		// placeholder did that.
+		if leaving, ok := t.mu.dying[r.id]; ok {
+			leaving.start, leaving.end = next.desc.GetStart(), next.desc.GetEnd()
+			t.mu.dying[r.id] = leaving
+			r.state.Store(next)
+		}
+		return subsumed, nil
 	}
 	if old := r.descriptor(); old != nil {
 		t.mu.spans.remove(old.GetStart())

@@ -62,19 +62,30 @@ type split struct {
 	term        ids.Term
 	hold        hold
 	left, right *metapb.RangeDescriptor
-	marked      bool // in moving.splits
+	sticky      int64 // RangeDescriptor.sticky_until of the right half
+	marked      bool  // in moving.splits
 	done        func(left, right *metapb.RangeDescriptor, err error)
 }
 
-// Split splits a range at key (nil: where its middle is). For the Admin
-// service and placement; done is called once, on any goroutine.
+// Split splits a range at key (nil: where its middle is). For placement and
+// tests; done is called once, on any goroutine.
 func (t *Table) Split(
 	id ids.RangeID, key []byte, done func(left, right *metapb.RangeDescriptor, err error),
 ) {
-	t.split(id, key, 0, done)
+	t.SplitSticky(id, key, 0, done)
 }
 
-func (t *Table) split(id ids.RangeID, key []byte, generation uint64,
+// SplitSticky is Split for who wants the halves to stay apart: until then, in
+// milliseconds of the wall clock (math.MaxInt64: for ever, 0: not at all), placement
+// does not merge them because they are small. It stands in the right half's
+// descriptor and goes with that half's start: with a merge. Nothing here looks at it.
+func (t *Table) SplitSticky(id ids.RangeID, key []byte, until int64,
+	done func(left, right *metapb.RangeDescriptor, err error),
+) {
+	t.split(id, key, 0, until, done)
+}
+
+func (t *Table) split(id ids.RangeID, key []byte, generation uint64, sticky int64,
 	done func(left, right *metapb.RangeDescriptor, err error),
 ) {
 	r := t.replica(id)
@@ -82,14 +93,14 @@ func (t *Table) split(id ids.RangeID, key []byte, generation uint64,
 		done(nil, nil, fmt.Errorf("split %v: %w", id, ErrNoReplica))
 		return
 	}
-	task := func() { r.startSplit(key, generation, done) }
+	task := func() { r.startSplit(key, generation, sticky, done) }
 	if err := r.enqueue(multiraft.TaskFunc(task), len(key)); err != nil {
 		done(nil, nil, fmt.Errorf("split %v: %w", id, err))
 	}
 }
 
 // startSplit begins on the shard.
-func (r *Replica) startSplit(key []byte, generation uint64,
+func (r *Replica) startSplit(key []byte, generation uint64, sticky int64,
 	done func(left, right *metapb.RangeDescriptor, err error),
 ) {
 	if r.id == 1 {
@@ -101,7 +112,7 @@ func (r *Replica) startSplit(key []byte, generation uint64,
 		return
 	}
 	s := r.state.Load()
-	sp := &split{r: r, term: s.lead.term, done: done}
+	sp := &split{r: r, term: s.lead.term, sticky: sticky, done: done}
 	if key != nil {
 		sp.enter(key, nil)
 		return
@@ -185,6 +196,7 @@ func (sp *split) propose(right mvcc.Delta, err error) {
 	}
 	s := r.state.Load()
 	sp.left, sp.right = splitDescriptor(s.desc, sp.key, id)
+	sp.right.StickyUntil = sp.sticky
 	body, err := encodeSplit(sp.left, sp.right, right)
 	if err != nil {
 		sp.end(err)
@@ -283,6 +295,9 @@ func (r *Replica) applySplit(b *store.Batch, next *state, h header, body []byte)
 		!bytes.Equal(right.GetEnd(), next.desc.GetEnd()) {
 		invariant.Failf("split of %v does not tile it", r.id)
 	}
+	if r.table.ending(ids.RangeID(right.GetRangeId())) {
+		return multiraft.ErrNotYet // Admission.released
+	}
 	r.table.shared.share(left)
 	r.table.shared.share(right)
 	parent := *next
@@ -316,6 +331,16 @@ func (r *Replica) applySplit(b *store.Batch, next *state, h header, body []byte)
 		r.reads.replace()
 	}
 	return nil
+}
+
+// ending says whether a group of range id that had no data is still to end here. It
+// may be raising the range's hard state just now, of which InitialGroup would keep an
+// older one: the right half could vote again in a term in which it has voted.
+func (t *Table) ending(id ids.RangeID) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	d, ok := t.mu.dying[id]
+	return ok && d.self == 0
 }
 
 // stageRight stages the right half, unless this node's replica of it was

@@ -198,7 +198,7 @@ func TestSplitRefusesWhatMakesNoSense(t *testing.T) {
 	want := func(r ids.RangeID, k []byte, generation uint64, kind error) {
 		t.Helper()
 		var got error
-		l.table.split(r, k, generation, func(_, _ *metapb.RangeDescriptor, err error) { got = err })
+		l.table.split(r, k, generation, 0, func(_, _ *metapb.RangeDescriptor, err error) { got = err })
 		w.settle()
 		if !errors.Is(got, kind) {
 			t.Errorf("got %v, want %v", got, kind)

@@ -33,7 +33,10 @@ import (
 // with writes, which must not come over what the snapshot brought.
 
 // subsumableLocked returns the replicas that a snapshot with descriptor d of
-// range id would subsume, and one that stands in its way, if there is one.
+// range id would subsume, and one that stands in its way, if there is one. A frozen
+// replica that the left half here is still to absorb by its log stands in the way
+// of all but the left half's own snapshot: the merged range may have been split
+// again, and the log that comes to the absorb must find the replica.
 func (t *Table) subsumableLocked(
 	id ids.RangeID, d *metapb.RangeDescriptor,
 ) (subsumed []*Replica, other *Replica) {
@@ -41,7 +44,8 @@ func (t *Table) subsumableLocked(
 		switch xd := x.descriptor(); {
 		case x.id == id:
 		case phaseOf(xd) == phaseFrozen && holds(d, xd.GetStart()) &&
-			d.GetGeneration() > xd.GetGeneration() && t.mu.dying[x.id].next == 0:
+			d.GetGeneration() > xd.GetGeneration() && t.mu.dying[x.id].next == 0 &&
+			(uint64(id) == xd.GetMerge().GetRangeId() || !t.awaitsLocked(xd.GetMerge())):
 			subsumed = append(subsumed, x)
 		default:
 			other = x

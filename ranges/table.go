@@ -27,6 +27,7 @@ type Table struct {
 	leaders atomic.Int64
 	shared  sharing
 	dirty   dirtySet
+	checks  checks
 	stripes stripes         // of writes in flight
 	rows    *rowcache.Cache // nil: none
 	// lease is groupLease; tests have leases of their own.
@@ -49,7 +50,8 @@ type Table struct {
 
 // dying is a replica that left the table while its data is still there: its
 // span stays reserved until the data is gone, or the removal would take what a
-// snapshot of another range puts there.
+// snapshot of another range puts there. Without an id: one that had no data and may
+// come back, whose group has not ended yet.
 type dying struct {
 	self, next ids.ReplicaID
 	start, end []byte
@@ -297,6 +299,15 @@ func (t *Table) OnGone(id ids.RangeID, next ids.ReplicaID) {
 		return
 	}
 	t.destroy(r, next)
+}
+
+// OnHalted has placement told that another replica of range id, which this node
+// leads, answers no more. On the range's shard; a host's callback.
+func (t *Table) OnHalted(id ids.RangeID) {
+	if r := t.replica(id); r != nil {
+		r.upkeep.looks = silentLooks
+		r.mark()
+	}
 }
 
 // destroy removes a replica for ever. First it leaves the table, so that

@@ -3,7 +3,9 @@ package server
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"github.com/flotilla-kv/flotilla/proto/adminpb"
 	"github.com/flotilla-kv/flotilla/proto/kv"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
+	"github.com/flotilla-kv/flotilla/ranges"
 )
 
 // maxLocalLookup bounds the ranges of an answer from local replicas alone.
@@ -302,15 +305,31 @@ func (n *node) askRange(
 }
 
 // SplitRange splits a range at a key, or where its middle is; it is passed on
-// to the node that leads the range.
+// to the node that leads the range. One that is only just being elected, as the right
+// half of the split before, is given a moment.
 func (a *adminService) SplitRange(
+	ctx context.Context, r *adminpb.SplitRangeRequest,
+) (*adminpb.SplitRangeReply, error) {
+	if len(r.GetKey()) > 0 && r.GetKey()[0] != kv.UserPrefix {
+		return nil, status.Error(codes.InvalidArgument, "only user keys can be split at")
+	}
+	reply, err := a.split(ctx, r)
+	for end := time.Now().Add(statusPatience); status.Code(err) == codes.Unavailable; {
+		if passedOn(ctx) || ctx.Err() != nil || !time.Now().Before(end) {
+			break
+		}
+		pause(ctx, statusPause)
+		reply, err = a.split(ctx, r)
+	}
+	return reply, err
+}
+
+// split tries once. Unavailable says that nothing was done, or that an answer was lost.
+func (a *adminService) split(
 	ctx context.Context, r *adminpb.SplitRangeRequest,
 ) (*adminpb.SplitRangeReply, error) {
 	n := a.n
 	id := ids.RangeID(r.GetRangeId())
-	if len(r.GetKey()) > 0 && r.GetKey()[0] != kv.UserPrefix {
-		return nil, status.Error(codes.InvalidArgument, "only user keys can be split at")
-	}
 	info, err := n.find(ctx, id, r.GetKey(), false)
 	if err != nil {
 		return nil, err
@@ -322,7 +341,7 @@ func (a *adminService) SplitRange(
 			return nil, err
 		}
 		return admin.SplitRange(hop(ctx), &adminpb.SplitRangeRequest{
-			RangeId: uint64(id), Key: r.GetKey(),
+			RangeId: uint64(id), Key: r.GetKey(), StickyMillis: r.StickyMillis,
 		})
 	}
 	type answer struct {
@@ -330,15 +349,19 @@ func (a *adminService) SplitRange(
 		err         error
 	}
 	answers := make(chan answer, wakeSlots)
-	n.table.Split(id, r.GetKey(), func(left, right *metapb.RangeDescriptor, err error) {
-		answers <- answer{left, right, err}
+	until := stickyUntil(r, n.s.clock.Wall())
+	n.table.SplitSticky(id, r.GetKey(), until, func(l, r *metapb.RangeDescriptor, err error) {
+		answers <- answer{l, r, err}
 	})
 	select {
 	case s := <-answers:
 		if s.err != nil {
+			code := codes.Aborted
+			if errors.Is(s.err, ranges.ErrNotLeader) {
+				code = codes.Unavailable
+			}
 			why := strings.TrimPrefix(s.err.Error(), fmt.Sprintf("split %v: ", id))
-			return nil, status.Errorf(codes.Aborted, "split %v: %s", id,
-				strings.TrimPrefix(why, "split: "))
+			return nil, status.Errorf(code, "split %v: %s", id, strings.TrimPrefix(why, "split: "))
 		}
 		return &adminpb.SplitRangeReply{Left: s.left, Right: s.right}, nil
 	case <-ctx.Done():
@@ -357,55 +380,31 @@ func (n *node) leaderOf(id ids.RangeID, at ids.NodeID) (adminpb.AdminClient, err
 	return admin, nil
 }
 
-// holders names the nodes with a replica.
-func holders(d *metapb.RangeDescriptor) string {
-	var all []string
-	for _, rep := range d.GetReplicas() {
-		all = append(all, ids.NodeID(rep.GetNodeId()).String())
+// stickyUntil says until when, in milliseconds of the wall clock, placement is to leave
+// the halves of a split apart. Who does not say means it for ever.
+func stickyUntil(r *adminpb.SplitRangeRequest, wall int64) int64 {
+	switch millis := r.GetStickyMillis(); {
+	case r.StickyMillis == nil || millis >= uint64(math.MaxInt64-wall):
+		return math.MaxInt64
+	case millis == 0:
+		return 0
+	default:
+		return wall + int64(millis)
 	}
-	return strings.Join(all, ", ")
 }
 
-// TransferLeader asks the leader of a range to hand it to another node.
+// TransferLeader is Operate with a transfer that is only begun, for tools that do not
+// watch operators.
 func (a *adminService) TransferLeader(
 	ctx context.Context, r *adminpb.TransferLeaderRequest,
 ) (*adminpb.TransferLeaderReply, error) {
-	n := a.n
-	id, to := ids.RangeID(r.GetRangeId()), r.GetToNode()
-	info, err := n.find(ctx, id, nil, false)
+	_, err := a.Operate(ctx, &adminpb.OperateRequest{
+		RangeId: r.GetRangeId(), What: &adminpb.OperateRequest_Transfer{
+			Transfer: &adminpb.TransferTo{NodeId: r.GetToNode()},
+		},
+	})
 	if err != nil {
 		return nil, err
 	}
-	d := info.GetDescriptor_()
-	order := &metapb.Order{
-		RangeId: uint64(id), Generation: d.GetGeneration(), NodeId: to,
-		Kind: metapb.OrderKind_ORDER_KIND_TRANSFER_LEADER, Reason: "asked for by an operator",
-	}
-	for _, rep := range d.GetReplicas() {
-		if rep.GetNodeId() == to {
-			order.ReplicaId = rep.GetReplicaId()
-		}
-	}
-	if order.ReplicaId == 0 {
-		return nil, status.Errorf(codes.FailedPrecondition,
-			"%v has no replica on n%d, which could lead it: choose one of %s", id, to, holders(d))
-	}
-	if at := ids.NodeID(info.GetLeaderNode()); at != n.self && !passedOn(ctx) {
-		admin, err := n.leaderOf(id, at)
-		if err != nil {
-			return nil, err
-		}
-		return admin.TransferLeader(hop(ctx), r)
-	}
-	done := make(chan error, wakeSlots)
-	n.table.Order(order, func(err error) { done <- err })
-	select {
-	case err := <-done:
-		if err != nil {
-			return nil, status.Error(codes.Aborted, fmt.Sprintf("transfer %v: %v", id, err))
-		}
-		return &adminpb.TransferLeaderReply{LeaderNode: to}, nil
-	case <-ctx.Done():
-		return nil, status.FromContextError(ctx.Err()).Err()
-	}
+	return &adminpb.TransferLeaderReply{LeaderNode: r.GetToNode()}, nil
 }

@@ -56,6 +56,9 @@ func openStore(cfg Config, monotonic func() time.Duration) (*store.Store, error)
 
 // checkIdentity refuses a directory that is not what the flags say.
 func checkIdentity(cfg Config, st *store.Store) error {
+	if err := checkDiverged(cfg, st); err != nil {
+		return err
+	}
 	rec := st.Identity().Record()
 	switch {
 	case rec.ClusterID != 0 && cfg.Cluster != 0 && rec.ClusterID != cfg.Cluster:

@@ -28,6 +28,7 @@ const (
 	DefaultLoadSplitCPU      = 100 * time.Millisecond
 	DefaultLoadSplitOps      = 2500
 	DefaultGCWindow          = 10 * time.Minute
+	DefaultCheckEvery        = time.Minute
 	DefaultDrainTimeout      = 10 * time.Second
 	DefaultSupportDuration   = 250 * time.Millisecond
 	DefaultSupportInterval   = support.DefaultInterval
@@ -102,6 +103,10 @@ type Config struct {
 	LoadSplitCPU time.Duration
 	LoadSplitOps float64
 
+	// CheckEvery is how often a node compares one of the ranges that it leads and that
+	// were written to with its other replicas; default 1 minute, negative: never.
+	CheckEvery time.Duration
+
 	GCWindow     time.Duration // how long old versions are kept; default 10 minutes
 	DrainTimeout time.Duration // how long a graceful stop hands over leaders; default 10 s
 
@@ -155,6 +160,7 @@ func (c Config) WithDefaults() Config {
 	setDefault(&c.LoadSplitCPU, DefaultLoadSplitCPU)
 	setDefault(&c.LoadSplitOps, DefaultLoadSplitOps)
 	setDefault(&c.GCWindow, DefaultGCWindow)
+	setDefault(&c.CheckEvery, DefaultCheckEvery)
 	setDefault(&c.DrainTimeout, DefaultDrainTimeout)
 	setDefault(&c.SupportDuration, DefaultSupportDuration)
 	setDefault(&c.SupportInterval, DefaultSupportInterval)

@@ -11,6 +11,7 @@ import (
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/placement"
 	"github.com/flotilla-kv/flotilla/proto/adminpb"
+	"github.com/flotilla-kv/flotilla/proto/kv"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
 )
 
@@ -31,7 +32,11 @@ func askAgain() error {
 func (c *controlService) elsewhere(err error) (ids.NodeID, error) {
 	switch {
 	case errors.Is(err, errNotDriver):
-		if leader := c.n.systemLeader(); leader != 0 && leader != c.n.self {
+		leader := c.n.systemLeader()
+		if _, _, holds := c.n.table.Route([]byte{kv.SystemPrefix}); !holds {
+			leader = c.n.registry.driver()
+		}
+		if leader != 0 && leader != c.n.self {
 			return leader, nil
 		}
 		return 0, askAgain()
@@ -41,8 +46,18 @@ func (c *controlService) elsewhere(err error) (ids.NodeID, error) {
 }
 
 // verdict gives an error its code: what asking again cannot mend is
-// FailedPrecondition, everything else Unavailable.
+// FailedPrecondition, everything else Unavailable. That the asking node is
+// decommissioned goes with it in a form that it can rely on (standingIn).
 func verdict(err error) error {
+	if errors.Is(err, placement.ErrDecommissioned) {
+		s, detailErr := status.New(codes.FailedPrecondition, err.Error()).WithDetails(
+			&metapb.NodeReportReply{
+				Standing: metapb.NodeStanding_NODE_STANDING_DECOMMISSIONED.Enum(),
+			})
+		if detailErr == nil {
+			return s.Err()
+		}
+	}
 	for _, final := range []error{
 		placement.ErrWrongCluster, placement.ErrOtherStore, placement.ErrUnknownNode,
 		placement.ErrBadJoin, placement.ErrRefused,

@@ -34,6 +34,8 @@
 //   - What the cluster wants of a node (its standing) is kept in range 1 only. A node
 //     hears it with each answer to a report; once it is decommissioned it stops
 //     (standing.go).
+//   - A node stops, for good, when its copy of a range is not what most of the others
+//     hold: by its own count, not because it was told (compare.go).
 //   - Clients reach user keys only: a key outside the user prefix is refused at
 //     the door (kv.go), so that the system range needs no check deeper down.
 //
@@ -42,9 +44,9 @@
 // Per node: what multiraft.Host and rpc.Transport run, the clock bound, the one
 // that compares the time with the other nodes', the one that ends promises of
 // support when their time has come (support.go), the driver, the reporter, the
-// range id refill, maintenance, the read pool, HTTP, gRPC and the one that waits
-// for the end. Per client stream: its reader (grpc's handler) and its writer.
-// Nothing starts in a constructor.
+// range id refill, maintenance, the comparison of replicas, the read pool, HTTP,
+// gRPC and the one that waits for the end. Per client stream: its reader (grpc's
+// handler) and its writer. Nothing starts in a constructor.
 //
 // # Rejected
 //

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/flotilla-kv/flotilla/proto/adminpb"
+	"github.com/flotilla-kv/flotilla/proto/metapb"
 	"github.com/flotilla-kv/flotilla/rpc"
 )
 
@@ -95,14 +96,20 @@ type askRound struct {
 	reply  *adminpb.JoinReply // nil: nobody could answer
 	tried  []string           // why not, in words
 	unsure bool               // some address may belong to a cluster all the same
+	gone   bool               // the cluster has decommissioned this node
 }
 
 // askAll asks every address of --join but its own, and those that they name,
 // once. An error is final: the cluster has refused.
 func (s *Server) askAll(ctx context.Context) (askRound, error) {
+	return s.askThese(ctx, s.cfg.Join)
+}
+
+// askThese is askAll with other addresses.
+func (s *Server) askThese(ctx context.Context, addrs []string) (askRound, error) {
 	var r askRound
 	own := []string{s.advertise, s.cfg.Listen, s.grpcLn.Addr().String()}
-	addrs := slices.DeleteFunc(slices.Clone(s.cfg.Join), func(a string) bool {
+	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a string) bool {
 		return slices.Contains(own, a)
 	})
 	limit := len(addrs) + maxRedirects
@@ -122,6 +129,7 @@ func (s *Server) askAll(ctx context.Context) (askRound, error) {
 			r.tried = append(r.tried, addrs[i]+" (has no leader of the system range yet)")
 		case status.Code(err) == codes.FailedPrecondition:
 			// The cluster has decided: asking again does not help.
+			r.gone = standingIn(err) == metapb.NodeStanding_NODE_STANDING_DECOMMISSIONED
 			return r, fmt.Errorf("join by way of %s: %s", addrs[i], status.Convert(err).Message())
 		default:
 			if status.Code(err) != codes.NotFound && !nobodyListens(ctx, addrs[i]) {

@@ -43,6 +43,7 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	e.support(n)
 	e.rowCache(n.table.RowCache())
 	e.placement(n)
+	e.comparisons(n.table)
 	e.requests(&n.kv.metrics)
 }
 

@@ -53,6 +53,7 @@ type node struct {
 	reporter  *reporter
 	ids       *idBlocks
 	reads     *readPool
+	comparer  *comparer
 	kv        *kvService
 	grpc      *grpc.Server
 	health    *health.Server
@@ -86,12 +87,14 @@ func newNode(s *Server, m *membership) (*node, error) {
 	n.reporter = newReporter(n)
 	n.ids = newIDBlocks(n.allocateIDs)
 	n.reads = newReadPool(n.cfg.ReadWorkers)
+	n.comparer = newComparer(n)
 	var err error
 	n.table, err = ranges.New(ranges.Config{
 		Node: n.self, Store: n.store, Clock: n.clock, Physical: phys,
 		RangeSize: n.cfg.RangeSize, MaxValueBytes: n.cfg.MaxValueBytes, GCWindow: n.cfg.GCWindow,
 		RowCacheBytes: n.cfg.RowCacheBytes, QuorumReads: n.cfg.QuorumReads,
 		LoadSplitCPU: n.cfg.LoadSplitCPU, LoadSplitOps: n.cfg.LoadSplitOps,
+		CheckEvery: n.cfg.CheckEvery, Compare: n.comparer.lead,
 		Logger: n.cfg.Logger, Execute: n.reads.execute,
 		NextRangeID: n.ids.next, OnFact: n.reporter.fact,
 	})
@@ -118,7 +121,7 @@ func newNode(s *Server, m *membership) (*node, error) {
 	n.host, err = multiraft.NewHost(multiraft.Config{
 		Node: n.self, Store: n.store, Clock: n.clock, Transport: n.transport,
 		Support: n.support, Shards: n.cfg.Shards, Logger: n.cfg.Logger,
-		Gone: n.table.Gone, OnGone: n.table.OnGone,
+		Gone: n.table.Gone, OnGone: n.table.OnGone, OnHalted: n.table.OnHalted,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up the raft groups: %w", err)
@@ -137,6 +140,7 @@ func (n *node) wireDriver(phys hlc.Clock) {
 		Self: n.self, ClusterID: n.cluster, ReplicationFactor: n.cfg.ReplicationFactor,
 		DeadAfter: n.cfg.DeadAfter, SuspectAfter: n.cfg.suspectAfter, RangeSize: n.cfg.RangeSize,
 		MergeBelow: n.cfg.MergeBelow, MergeAfter: n.cfg.MergeAfter, Logger: n.cfg.Logger,
+		Wall: phys.Wall, Later: n.driver.post,
 		KV: &driverKV{
 			submit: n.table.Submit, post: n.driver.post, clock: n.clock,
 			client: n.store.Identity().Record().Mark,
@@ -186,13 +190,14 @@ func (n *node) run(ctx context.Context) error {
 	part("time", func(ctx context.Context) error { // agrees on it with the others
 		return n.s.clocks.run(ctx, n.clock, n.registry.list)
 	})
-	part("reads", n.reads.run)      // the pool that runs reads
-	part("placement", n.driver.run) // owns the driver
-	part("reports", n.reporter.run) // facts up, orders down
-	part("range ids", n.ids.run)    // refills the stock of range ids
-	part("maintenance", n.maintain) // what time drives in ranges
-	part("disk", n.watchDisk)       // free space, read-only mode
-	part("memory", returnMemory)    // gives back what a burst of work has used
+	part("reads", n.reads.run)       // the pool that runs reads
+	part("placement", n.driver.run)  // owns the driver
+	part("reports", n.reporter.run)  // facts up, orders down
+	part("range ids", n.ids.run)     // refills the stock of range ids
+	part("maintenance", n.maintain)  // what time drives in ranges
+	part("replicas", n.comparer.run) // compares them, stops the node if its own are wrong
+	part("disk", n.watchDisk)        // free space, read-only mode
+	part("memory", returnMemory)     // gives back what a burst of work has used
 	part("serve", func(context.Context) error { return n.serve(n.s.bounded(n.s.grpcLn, n.s.connections)) })
 	part("stop", func(all context.Context) error { // hands over, then ends the others
 		select {

@@ -15,10 +15,12 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/flotilla-kv/flotilla/proto/adminpb"
 	"github.com/flotilla-kv/flotilla/proto/kv"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
+	"github.com/flotilla-kv/flotilla/store"
 )
 
 // running is a node of this process that may end before the test does.
@@ -69,6 +71,7 @@ func startNodes(t *testing.T, count int) []*running {
 	var nodes []*running
 	for range count {
 		cfg := testConfig(t)
+		cfg.CheckEvery = time.Second
 		// A node may be given leaders twice this long after its start.
 		cfg.suspectAfter = 2 * time.Second
 		// A busy machine must not end a promise in these stories.
@@ -235,6 +238,47 @@ func TestANodeIsDrainedAndUndrainedAndDecommissionedToTheEnd(t *testing.T) {
 	<-again.ended
 	if !errors.Is(again.err, ErrDecommissioned) {
 		t.Fatalf("started again n1 ended with %v", again.err)
+	}
+
+	// Of the addresses that it remembers one is still a member's, who does not drive
+	// and names the driver, at an address that n1 does not know.
+	first.remembersOnly(t, nodes[slices.IndexFunc(nodes, func(r *running) bool {
+		return r != first && !r.n.table.Leads(systemID)
+	})])
+	late := run(t, first.cfg)
+	select {
+	case <-late.ended:
+	case <-time.After(time.Minute):
+		t.Fatal("n1 waits for ever for nodes at addresses where nobody lives")
+	}
+	if !errors.Is(late.err, ErrDecommissioned) {
+		t.Fatalf("started with old addresses n1 ended with %v", late.err)
+	}
+}
+
+// remembersOnly makes a node that has ended remember one right address.
+func (r *running) remembersOnly(t *testing.T, other *running) {
+	t.Helper()
+	st, err := store.Open(store.Options{
+		Dir: r.cfg.Data, CacheBytes: r.cfg.CacheBytes, Logger: r.cfg.Logger,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	known, err := loadRegistry(st)
+	if err == nil {
+		for _, n := range known.GetNodes() {
+			if n.Address = other.cfg.Listen; n.GetNodeId() != uint64(other.n.self) {
+				n.Address = "127.0.0.1:1"
+			}
+		}
+		var data []byte
+		if data, err = proto.Marshal(known); err == nil {
+			err = saveRegistry(st, data)
+		}
+	}
+	if err := errors.Join(err, st.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/flotilla-kv/flotilla/placement"
 	"github.com/flotilla-kv/flotilla/proto/adminpb"
 	"github.com/flotilla-kv/flotilla/proto/metapb"
+	"github.com/flotilla-kv/flotilla/ranges"
 )
 
 // scrapePatience is how long a scrape waits for the owner of the driver.
@@ -32,6 +33,7 @@ func (e emitter) placement(n *node) {
 		n.table.LoadSplits())
 	e.total("range_merges", "Ranges that this node has merged into their left neighbours.",
 		n.table.Merges())
+	e.freezes(n)
 	ctx, cancel := context.WithTimeout(context.Background(), scrapePatience)
 	defer cancel()
 	d, err := askDriver(ctx, n.driver, func(
@@ -56,6 +58,21 @@ func (e emitter) placement(n *node) {
 		float64(s.GetTolerates()))
 	for _, node := range s.GetNodes() {
 		e.placed(node)
+	}
+}
+
+// freezes sends for how long merges that this node led kept writes waiting.
+func (e emitter) freezes(n *node) {
+	left, right := n.table.MergeFreezes()
+	for i, f := range [...]ranges.Freezes{left, right} {
+		buckets, sum := map[float64]uint64{}, uint64(0)
+		for b := range ranges.FreezeBuckets - 1 {
+			sum += f.Buckets[b]
+			buckets[ranges.FreezeBound(b).Seconds()] = sum
+		}
+		e.ch <- prometheus.MustNewConstHistogram(desc("merge_freeze_seconds",
+			"Time for which the writes of one half of a merge that this node led waited.", "half"),
+			f.Count, f.Sum.Seconds(), buckets, [...]string{"left", "right"}[i])
 	}
 }
 

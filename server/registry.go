@@ -129,6 +129,13 @@ func (r *registry) drivers(leader ids.NodeID) []ids.NodeID {
 	return out
 }
 
+// driver returns who answered as the driver last, 0 if nobody did.
+func (r *registry) driver() ids.NodeID {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.hint
+}
+
 // drives notes who answered as the driver.
 func (r *registry) drives(n ids.NodeID) {
 	r.mu.Lock()

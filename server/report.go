@@ -28,8 +28,6 @@ const (
 	maxReportKeyBytes = 4 << 20
 	// maxDriverTries bounds the nodes asked for the driver in one round.
 	maxDriverTries = 8
-	// seedEvery is how often --join is asked while no known node answers.
-	seedEvery = 2 * time.Second
 )
 
 // reporter tells the driver what changed here and carries its orders out.
@@ -47,13 +45,14 @@ type reporter struct {
 	draining bool // has been told
 	usage    usage
 	lastSent time.Time
-	lastSeed time.Time
+	search   search
 }
 
 func newReporter(n *node) *reporter {
 	return &reporter{
 		n: n, wake: make(chan struct{}, wakeSlots),
 		dirty: map[ids.RangeID]*metapb.RangeFact{}, full: true,
+		search: search{heard: time.Now()},
 	}
 }
 
@@ -193,9 +192,10 @@ func (r *reporter) round(ctx context.Context) {
 			r.n.s.notice.say(fmt.Sprintf("waiting: %v finds nobody who leads the system range; "+
 				"tried %s", r.n.self, strings.Join(tried, ", ")))
 		}
-		r.askSeeds(ctx)
+		r.lookForOthers(ctx)
 		return
 	}
+	r.search.heard = time.Now()
 	r.parts.sent(report, true)
 	// A driver that has not heard every part of a full report wants another.
 	r.full = report.More || reply.GetWantFull()
@@ -230,22 +230,6 @@ func (r *reporter) compose() *metapb.NodeReport {
 		report.Facts = r.take()
 	}
 	return report
-}
-
-// askSeeds looks for the others at the addresses of --join, for a cluster whose
-// nodes have all moved while this one was down.
-func (r *reporter) askSeeds(ctx context.Context) {
-	if len(r.n.cfg.Join) == 0 || time.Since(r.lastSeed) < seedEvery {
-		return
-	}
-	r.lastSeed = time.Now()
-	round, err := r.n.s.askAll(ctx)
-	switch {
-	case err != nil && ctx.Err() == nil:
-		r.n.cfg.Logger.Warn("refused by a node of --join", "error", err)
-	case round.reply != nil:
-		r.n.learn(round.reply.GetNodes(), round.reply.GetSystemRange())
-	}
 }
 
 // learn takes news about nodes; a record that cannot be saved is only slower

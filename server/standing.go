@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 
+	"google.golang.org/grpc/status"
+
 	"github.com/flotilla-kv/flotilla/proto/metapb"
 )
 
@@ -15,6 +17,16 @@ import (
 // and nobody sends it anything, so it says so and stops. It does not ask whether it
 // really holds nothing: one that was dead when it was decommissioned comes back with
 // replicas that have been replaced long ago, and its votes count nowhere.
+//
+// A node that was away long enough may not find the driver: those who could drive have
+// moved meanwhile, and it is no member any more, to whom the others would send
+// anything. So it asks everybody whose address it knows (search.go). A member passes it
+// on to whom it believes to drive, and the driver refuses it with its standing.
+//
+// Only a driver says that, having read it in range 1, where it stands for ever: nothing
+// follows on DECOMMISSIONED. So it cannot be out of date, however old the one is that
+// says it. A member that only misses this node in its list of nodes says nothing: its
+// list may be from before this node came.
 //
 // Rejected: a record in the node's own directory. The registry refuses the node
 // whatever it remembers, and a record that is wrong could not be taken back.
@@ -57,6 +69,17 @@ func (n *node) heardStanding(told *metapb.NodeStanding) {
 		}
 		close(n.retired)
 	}
+}
+
+// standingIn returns the standing that a refusal of the driver brings; ACTIVE, which is
+// none, if it brings none. See verdict.
+func standingIn(refusal error) metapb.NodeStanding {
+	for _, d := range status.Convert(refusal).Details() {
+		if reply, ok := d.(*metapb.NodeReportReply); ok {
+			return reply.GetStanding()
+		}
+	}
+	return metapb.NodeStanding_NODE_STANDING_ACTIVE
 }
 
 // retiring says whether the node was told that it is decommissioned.

@@ -8,6 +8,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/batchrepr"
 
 	"github.com/flotilla-kv/flotilla/internal/canary"
+	"github.com/flotilla-kv/flotilla/internal/ids"
 )
 
 // Batch collects writes of both handles (today one Pebble, so one batch is
@@ -22,6 +23,8 @@ type Batch struct {
 	scratch pebble.Batch
 	header  [batchrepr.HeaderLen]byte // what scratch holds in between
 	buf     []byte                    // encoding of protos
+
+	dead []ids.RangeID // whose tombstones are in it
 }
 
 // NewBatch returns an empty batch.
@@ -45,7 +48,10 @@ func (b *Batch) Len() int { return b.b.Len() }
 func (b *Batch) Empty() bool { return b.b.Empty() }
 
 // Reset empties the batch for reuse. Not before its PendingSync's Wait.
-func (b *Batch) Reset() { b.b.Reset() }
+func (b *Batch) Reset() {
+	b.b.Reset()
+	b.dead = b.dead[:0]
+}
 
 // Close releases the batch, committed or not. Not before its PendingSync's
 // Wait. A second Close does nothing, as long as no NewBatch came between.
@@ -55,7 +61,7 @@ func (b *Batch) Close() {
 	}
 	// Close of a batch fails only if it is closed already.
 	_ = b.b.Close()
-	b.b = nil
+	b.b, b.dead = nil, b.dead[:0]
 	b.s.batches.Put(b)
 }
 
@@ -133,6 +139,10 @@ func takeString(b []byte) (s, rest []byte, ok bool) {
 
 // commit hands a batch to Pebble, with a mark if one is wanted.
 func (s *Store) commit(b *Batch, apply func(*pebble.Batch) error) error {
+	if len(b.dead) > 0 {
+		s.tombstones.begin(b.dead)
+		defer s.tombstones.end()
+	}
 	n, marked := s.marks.take()
 	var err error
 	if marked {

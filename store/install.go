@@ -64,6 +64,14 @@ func (in *IncomingSnapshot) install(
 	if err != nil {
 		return err
 	}
+	if len(in.subsumed) > 0 {
+		var dead []ids.RangeID
+		for _, x := range in.subsumed {
+			dead = append(dead, x.r)
+		}
+		in.s.tombstones.begin(dead)
+		defer in.s.tombstones.end()
+	}
 	if in.spill {
 		return in.ingest(own, start, end)
 	}

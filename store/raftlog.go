@@ -21,8 +21,22 @@ import (
 type Log struct{ s *Store }
 
 // Tombstone returns the next replica id that range r may have on this node. A
-// replica with a lower id never lives (again). 0: there is no tombstone.
+// replica with a lower id never lives (again). 0: there is no tombstone. Any
+// goroutine; mostly from memory (tombstones).
 func (l *Log) Tombstone(r ids.RangeID) (next ids.ReplicaID, err error) {
+	next, known, version := l.s.tombstones.get(r)
+	if known {
+		return next, nil
+	}
+	if next, err = l.readTombstone(r); err != nil {
+		return 0, err
+	}
+	l.s.tombstones.put(r, next, version)
+	return next, nil
+}
+
+// readTombstone asks the engine.
+func (l *Log) readTombstone(r ids.RangeID) (next ids.ReplicaID, err error) {
 	v, err := l.s.get(rangeKey(r, rangeTombstone))
 	if err != nil || v == nil {
 		return 0, err
@@ -44,6 +58,7 @@ func (l *Log) PutTombstone(b *Batch, r ids.RangeID, next ids.ReplicaID) error {
 		return err
 	}
 	v := binary.AppendUvarint(nil, uint64(next))
+	b.dead = append(b.dead, r)
 	return b.b.Set(rangeKey(r, rangeTombstone), v, nil)
 }
 

@@ -21,13 +21,14 @@ type Store struct {
 	db       *pebble.DB
 	options  *pebble.Options // as given to Pebble, for writers of sstables
 
-	identity  Identity
-	marks     marks
-	cache     entryCache
-	preloaded preloaded
-	metrics   counters
-	progress  progress
-	batches   sync.Pool // *Batch
+	identity   Identity
+	marks      marks
+	cache      entryCache
+	preloaded  preloaded
+	tombstones tombstones
+	metrics    counters
+	progress   progress
+	batches    sync.Pool // *Batch
 
 	quietUntil atomic.Uint64 // committed bytes before which memtables cannot be near a stall
 	stalled    atomic.Bool   // Pebble stalls writes now

@@ -44,6 +44,7 @@ func TestSnapshotSubsumesItsRightNeighbour(t *testing.T) {
 				o.SnapshotInMemoryBytes = threshold
 				s := besideFrozen(t, o, r)
 				left, right := replicaContent(t, s, 1), replicaContent(t, s, 9)
+				s.wantTombstone(t, besideID(r), 0) // and is remembered
 				installSubsuming(t, from, s, r)
 				_, want, _ := strings.Cut(replicaContent(t, from, 2), "\n")
 				if _, got, _ := strings.Cut(replicaContent(t, s, 2), "\n"); got != want {

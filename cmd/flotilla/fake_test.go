@@ -56,6 +56,7 @@ type fakeAdmin struct {
 	paused     string
 	collecting bool
 	ranges     map[uint64]*adminpb.RangeInfo
+	split      func(*adminpb.SplitRangeRequest) *adminpb.SplitRangeReply
 	explain    func(*adminpb.ExplainRequest) (*adminpb.ExplainReply, error)
 }
 
@@ -210,6 +211,14 @@ func (f *fakeAdmin) SetRules(
 		reply.Rules = f.rules
 	}
 	return reply, nil
+}
+
+// SplitRange implements the service.
+func (f *fakeAdmin) SplitRange(
+	_ context.Context, r *adminpb.SplitRangeRequest,
+) (*adminpb.SplitRangeReply, error) {
+	defer f.note("split range")()
+	return f.split(r), nil
 }
 
 // ShowRange implements the service.

@@ -154,6 +154,44 @@ func TestANodeThatHasJustTakenOverPlacementIsNotBelieved(t *testing.T) {
 	}
 }
 
+func TestADrainIsNotDoneAsLongAsNobodyKnowsWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	f, s := threeNodes(t)
+	n := f.find(2)
+	n.LeadersLeft, n.LeadersMost = 5, 5
+	f.change = func(f *fakeAdmin) {
+		switch f.looks {
+		case 3: // another node drives; in the status of the cluster all seems well
+			n.LeadersLeft, n.LeadersMost, n.Unknown = 0, 0, true
+			n.Stuck = []string{"not all nodes have told the new driver"}
+		case 6:
+			n.LeadersLeft, n.LeadersMost, n.Unknown, n.Stuck = 4, 4, false, nil
+		case 8:
+			n.LeadersLeft = 0
+		}
+	}
+	s.want(exitOK, "", "nodes", "drain", "n2", "--interval", "1ms")
+	if f.looks != 8 {
+		t.Errorf("drained at the look %d", f.looks)
+	}
+	n.Unknown = true
+	out := s.want(exitOK, "", "nodes", "ls")
+	if !strings.Contains(out, "n2 draining: what is left is not known yet\n") {
+		t.Errorf("nodes ls:\n%s", out)
+	}
+	out = s.want(exitOK, "", "nodes", "ls", "-o", "json")
+	if !strings.Contains(out, `"unknown":true`) {
+		t.Errorf("nodes ls -o json:\n%s", out)
+	}
+	n.Stuck = []string{"not all nodes have told the new driver"}
+	code, _, errOut := s.run("", "nodes", "drain", "n2", "--interval", "1ms",
+		"--stuck-after", "5ms")
+	if code != exitError || !strings.Contains(errOut,
+		"n2 is stuck with what is left is not known yet: not all nodes have told") {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+}
+
 func TestMalformedCommandLinesOfNodes(t *testing.T) {
 	t.Parallel()
 	s := &shell{t, "127.0.0.1:1"}

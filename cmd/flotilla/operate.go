@@ -12,7 +12,6 @@ import (
 
 	"github.com/flotilla-kv/flotilla/client"
 	"github.com/flotilla-kv/flotilla/proto/adminpb"
-	"github.com/flotilla-kv/flotilla/proto/kv"
 )
 
 const operateHelp = `The command waits until it is done, or has failed. It may be interrupted: the
@@ -24,8 +23,10 @@ type operation struct {
 	noWait   bool
 	interval time.Duration
 
-	ids   []uint64 // of the operators that were begun
-	ended []operatorReport
+	tenure  uint64   // of the driver that began them
+	ids     []uint64 // of the operators that were begun
+	ended   []operatorReport
+	scatter uint64 // the scatter that was begun; 0: none
 }
 
 func (o *operation) flags(cmd *cobra.Command) {
@@ -57,28 +58,39 @@ func (o *operation) run(
 		if err != nil {
 			return err
 		}
-		if len(reply.GetOperators()) == 0 {
-			return o.nothing(reply.GetNote())
-		}
-		o.app.talk("begun  %s", describeAll(reply.GetOperators()))
-		if note := reply.GetNote(); note != "" {
-			o.app.talk("note   %s", note)
-		}
-		if o.noWait {
-			return o.print(reply.GetOperators())
-		}
-		for _, x := range reply.GetOperators() {
-			o.ids = append(o.ids, x.GetId())
-		}
-		if err := o.wait(ctx, c, alive); err != nil {
-			return err
-		}
-		return o.sumUp()
+		return o.follow(ctx, c, alive, reply)
 	})
-	if ctx.Err() != nil && len(o.ids) > 0 {
+	if ctx.Err() != nil && (len(o.ids) > 0 || o.scatter != 0) {
 		return errors.New("interrupted: the cluster goes on with it; flotilla placement ops shows it")
 	}
 	return err
+}
+
+// follow says what was begun, and waits for its end.
+func (o *operation) follow(
+	ctx context.Context, c *client.Client, alive func(), reply *adminpb.OperateReply,
+) error {
+	o.tenure, o.scatter = reply.GetTenure(), reply.GetScatter().GetId()
+	if len(reply.GetOperators()) == 0 && o.scatter == 0 {
+		return o.nothing(reply.GetNote())
+	}
+	o.app.talk("begun  %s", describeAll(reply.GetOperators()))
+	if note := reply.GetNote(); note != "" {
+		o.app.talk("note   %s", note)
+	}
+	if o.noWait {
+		return o.print(reply.GetOperators())
+	}
+	for _, x := range reply.GetOperators() {
+		o.ids = append(o.ids, x.GetId())
+	}
+	if o.scatter != 0 {
+		return o.watchScatter(ctx, c, alive)
+	}
+	if err := o.wait(ctx, c, alive); err != nil {
+		return err
+	}
+	return o.sumUp()
 }
 
 // nothing says why nothing was begun. As JSON that is a stream of no operators.
@@ -96,7 +108,7 @@ func (o *operation) print(all []*adminpb.Operator) error {
 
 // describeAll is one operator in words, or how many there are.
 func describeAll(all []*adminpb.Operator) string {
-	if len(all) > 1 {
+	if len(all) != 1 {
 		return plural(len(all), "operator")
 	}
 	r := newOperatorReport(all[0])
@@ -119,7 +131,7 @@ func (o *operation) wait(ctx context.Context, c *client.Client, alive func()) er
 			return err
 		default:
 			alive()
-			left := o.among(running.GetOperators())
+			left := o.among(running)
 			if len(left) == 0 {
 				return o.outcome(ctx, c)
 			}
@@ -129,20 +141,37 @@ func (o *operation) wait(ctx context.Context, c *client.Client, alive func()) er
 					plural(len(o.ids), "operator"), left[0].step())
 			}
 		}
-		select {
-		case <-ctx.Done():
-			return &client.Error{
-				Verb: "watch operators", Kind: client.ErrUnavailable, Cause: ctx.Err(),
-				Detail: "the cluster did not say how far it is",
-			}
-		case <-time.After(o.interval):
+		if err := o.pause(ctx); err != nil {
+			return err
 		}
 	}
 }
 
+// pause is between two looks.
+func (o *operation) pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return &client.Error{
+			Verb: "watch operators", Kind: client.ErrUnavailable, Cause: ctx.Err(),
+			Detail: "the cluster did not say how far it is",
+		}
+	case <-time.After(o.interval):
+		return nil
+	}
+}
+
+// elsewhere says whether another term of office answers than the one that began: its
+// ids are not ours. Nodes of an earlier version do not tell.
+func (o *operation) elsewhere(r *adminpb.OperatorsReply) bool {
+	return o.tenure != 0 && r.GetTenure() != 0 && r.GetTenure() != o.tenure
+}
+
 // among picks ours.
-func (o *operation) among(all []*adminpb.Operator) (ours []operatorReport) {
-	for _, x := range all {
+func (o *operation) among(r *adminpb.OperatorsReply) (ours []operatorReport) {
+	if o.elsewhere(r) {
+		return nil
+	}
+	for _, x := range r.GetOperators() {
 		if slices.Contains(o.ids, x.GetId()) {
 			ours = append(ours, newOperatorReport(x))
 		}
@@ -153,7 +182,7 @@ func (o *operation) among(all []*adminpb.Operator) (ours []operatorReport) {
 func (o *operation) outcome(ctx context.Context, c *client.Client) error {
 	history, err := fetchOperators(ctx, c,
 		&adminpb.OperatorsRequest{History: true, Limit: maxListed})
-	o.ended = o.among(history.GetOperators())
+	o.ended = o.among(history)
 	return err
 }
 
@@ -289,43 +318,35 @@ is now.
 	return cmd
 }
 
-func (a *app) scatterCommand() *cobra.Command {
-	var s span
+func (a *app) transferCommand() *cobra.Command {
 	o := operation{app: a}
 	cmd := &cobra.Command{
-		Use:   "scatter",
-		Short: "Spread the leaders and copies of a span's ranges evenly over the nodes",
-		Long: `Spread the leaders and copies of the ranges of a span evenly over the nodes that
-their rules allow: after a split of what will be hot, or before a load begins. Not
-all of it can begin at once: the command waits for what has, placement goes on with
-the rest.
+		Use:   "transfer RANGE NODE",
+		Short: "Let a range be led by its replica on another node",
+		Long: `Let a range be led by its replica on another node. Placement may move the leader
+again later, for the sake of balance or of a rule.
 
 ` + operateHelp,
-		Example: `  flotilla ranges scatter --prefix user/
-  flotilla ranges scatter --all`,
-		Args: exactArgs(0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			start, end, given, err := s.bounds()
-			switch {
-			case err != nil:
+		Example: `  flotilla ranges transfer r2 n3`,
+		Args:    exactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := rangeID(args[0])
+			if err != nil {
 				return err
-			case !given:
-				return usageError{"give --prefix, --start or --end, or --all"}
 			}
-			scatter := &adminpb.Scatter{Start: kv.UserKey(nil, start), End: []byte{kv.EndPrefix}}
-			if len(end) > 0 {
-				scatter.End = kv.UserKey(nil, end)
+			node, err := nodeID(args[1])
+			if err != nil {
+				return err
 			}
 			return o.run(cmd.Context(), func(
 				context.Context, *client.Client,
 			) (*adminpb.OperateRequest, error) {
-				return &adminpb.OperateRequest{
-					What: &adminpb.OperateRequest_Scatter{Scatter: scatter},
-				}, nil
+				return &adminpb.OperateRequest{RangeId: id, What: &adminpb.OperateRequest_Transfer{
+					Transfer: &adminpb.TransferTo{NodeId: node},
+				}}, nil
 			})
 		},
 	}
-	s.flags(cmd, "scatter")
 	o.flags(cmd)
 	return cmd
 }

@@ -238,7 +238,9 @@ func TestMalformedCommandLinesOfPlacementAndRanges(t *testing.T) {
 		"ranges merge", "ranges merge x", "ranges merge r1 y", "ranges merge r1 r2 r3",
 		"ranges merge r1 --interval 0s", "ranges relocate r1", "ranges relocate x n1",
 		"ranges relocate r1 n1 n1", "ranges relocate r1 r2", "ranges scatter",
-		"ranges scatter --all --prefix a", "ranges scatter r1",
+		"ranges scatter --all --prefix a", "ranges scatter r1", "ranges transfer r1",
+		"ranges transfer x n2", "ranges transfer r1 x", "ranges transfer r1 n2 --interval 0s",
+		"ranges split r1 --until -1s", "ranges split r1 --until soon", "ranges split --until 1h",
 	} {
 		code, _, errOut := s.run("", strings.Fields(line)...)
 		if line == "placement rules" { // it helps

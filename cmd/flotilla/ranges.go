@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -31,6 +33,9 @@ type rangeReport struct {
 	SizeBytes  int64           `json:"size_bytes"`
 	Keys       int64           `json:"keys"`
 	Versions   int64           `json:"versions"`
+	// StickyUntil: somebody asked for the split at start, and placement does not merge
+	// the range into its left neighbour: "until" a time, or "for ever".
+	StickyUntil string `json:"sticky_until,omitempty"`
 }
 
 // replicaReport is a replica as JSON; what follows Role is only in show.
@@ -56,6 +61,7 @@ func newRangeReport(i *adminpb.RangeInfo) rangeReport {
 		Start: quoteKey(d.GetStart()), End: quoteKey(d.GetEnd()), Generation: d.GetGeneration(),
 		Leader: i.GetLeaderNode(), SizeBytes: s.GetKeyBytes() + s.GetValueBytes(),
 		Keys: s.GetKeys(), Versions: s.GetVersions(), Replicas: []replicaReport{},
+		StickyUntil: stickyText(d.GetStickyUntil()),
 	}
 	if r.System {
 		r.Start, r.End = "", ""
@@ -66,6 +72,17 @@ func newRangeReport(i *adminpb.RangeInfo) rangeReport {
 		})
 	}
 	return r
+}
+
+// stickyText says until when a split that was asked for stays, "" if nobody asked.
+func stickyText(millis int64) string {
+	switch millis {
+	case 0:
+		return ""
+	case math.MaxInt64:
+		return "for ever"
+	}
+	return "until " + time.UnixMilli(millis).UTC().Format(time.RFC3339)
 }
 
 func roleName(r metapb.ReplicaRole) string {
@@ -260,8 +277,13 @@ func (a *app) printRange(reply *adminpb.ShowRangeReply) error {
 	fmt.Fprintf(a.stdout, "range       r%d, generation %d, leader %s\n", r.ID, r.Generation,
 		leaderText(r.Leader))
 	fmt.Fprintf(a.stdout, "keys        from %s to %s\n", start, end)
-	fmt.Fprintf(a.stdout, "holds       %s, %s, %s\n\n", bytesText(r.SizeBytes),
+	fmt.Fprintf(a.stdout, "holds       %s, %s, %s\n", bytesText(r.SizeBytes),
 		plural(r.Keys, "key"), plural(r.Versions, "version"))
+	if r.StickyUntil != "" {
+		fmt.Fprintf(a.stdout, "split off   by request, kept apart from its left neighbour %s\n",
+			r.StickyUntil)
+	}
+	fmt.Fprintln(a.stdout)
 	return a.table("NODE\tREPLICA\tROLE\tRAFT\tTERM\tCOMMIT\tAPPLIED\tLOG\tLOG SIZE\tFINGERPRINT",
 		func(add func(string, ...any)) {
 			for _, p := range r.Replicas {
@@ -277,11 +299,15 @@ func (a *app) printRange(reply *adminpb.ShowRangeReply) error {
 }
 
 func (a *app) splitCommand() *cobra.Command {
-	var at string
+	var at, until string
 	cmd := &cobra.Command{
 		Use:   "split [RANGE]",
 		Short: "Split a range at a key, or where its middle is",
+		Long: `Split a range at a key, or where its middle is. Placement leaves the two halves apart
+although they are small and cold, for ever or for as long as --until says: a split
+before a load comes is still there when it does. flotilla ranges merge ends that.`,
 		Example: `  flotilla ranges split --at user/5
+  flotilla ranges split --at user/5 --until 48h
   flotilla ranges split r2`,
 		Args: rangeArgs(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -296,6 +322,9 @@ func (a *app) splitCommand() *cobra.Command {
 			}
 			if at != "" {
 				request.Key = kv.UserKey(nil, []byte(at))
+			}
+			if request.StickyMillis, err = stickyMillis(until); err != nil {
+				return err
 			}
 			return a.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				r, err := ask(ctx, c, func(
@@ -318,40 +347,22 @@ func (a *app) splitCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&at, "at", "", "the first key of the right half")
+	cmd.Flags().StringVar(&until, "until", ever,
+		"keep the halves apart for so long, such as 48h; 0: merge them when they are small")
 	return cmd
 }
 
-func (a *app) transferCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "transfer RANGE NODE",
-		Short:   "Ask a range's leader to hand over to its replica on another node",
-		Example: `  flotilla ranges transfer r2 n3`,
-		Args:    exactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := rangeID(args[0])
-			if err != nil {
-				return err
-			}
-			node, err := nodeID(args[1])
-			if err != nil {
-				return err
-			}
-			return a.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				r, err := ask(ctx, c, func(
-					ctx context.Context, admin adminpb.AdminClient,
-				) (*adminpb.TransferLeaderReply, error) {
-					return admin.TransferLeader(ctx,
-						&adminpb.TransferLeaderRequest{RangeId: id, ToNode: node})
-				})
-				if err != nil {
-					return err
-				}
-				if a.isJSON() {
-					return a.json(map[string]uint64{"range": id, "leader": r.GetLeaderNode()})
-				}
-				a.talk("OK  r%d is led by n%d", id, r.GetLeaderNode())
-				return nil
-			})
-		},
+// ever is a time without an end.
+const ever = "ever"
+
+// stickyMillis parses how long a split stays; nil: for ever.
+func stickyMillis(text string) (*uint64, error) {
+	if text == ever {
+		return nil, nil
 	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 {
+		return nil, usageError{fmt.Sprintf("--until %q: it is a time such as 48h, 0, or ever", text)}
+	}
+	return new(uint64(d.Milliseconds())), nil
 }

@@ -34,6 +34,7 @@ type ruleReport struct {
 	Require   []string `json:"require,omitempty"`
 	Forbid    []string `json:"forbid,omitempty"`
 	Spread    string   `json:"spread,omitempty"`
+	Isolation string   `json:"isolation,omitempty"`
 	Leaders   []string `json:"leaders,omitempty"`
 }
 
@@ -42,7 +43,8 @@ func newRulesFile(s *metapb.RuleSet) *rulesFile {
 	for _, r := range s.GetRules() {
 		report := ruleReport{
 			Name: r.GetName(), Replicas: r.GetReplicas(), Require: r.GetRequire(),
-			Forbid: r.GetForbid(), Spread: r.GetSpread(), Leaders: r.GetLeaders(),
+			Forbid: r.GetForbid(), Spread: r.GetSpread(), Isolation: r.GetIsolation(),
+			Leaders: r.GetLeaders(),
 		}
 		report.Prefix, report.PrefixB64 = textOrBase64(r.GetPrefix())
 		f.Rules = append(f.Rules, report)
@@ -86,7 +88,7 @@ func parseRules(in io.Reader) (*metapb.RuleSet, error) {
 	for i, r := range f.Rules {
 		p := &metapb.Rule{
 			Name: r.Name, Replicas: r.Replicas, Require: r.Require, Forbid: r.Forbid,
-			Spread: r.Spread, Leaders: r.Leaders,
+			Spread: r.Spread, Isolation: r.Isolation, Leaders: r.Leaders,
 		}
 		if p.Prefix, err = bytesOf("prefix", r.Prefix, r.PrefixB64, data); err != nil {
 			return nil, fmt.Errorf("rule %d (%s): %w; the prefix \"\" is for all keys", i+1, r.Name,
@@ -113,8 +115,10 @@ func (a *app) readRules(path string) (*metapb.RuleSet, error) {
 const rulesHelp = `A rule says for a prefix of keys how many copies there are (replicas: 1, 3, 5 or
 7), on which nodes (require, forbid: labels of the nodes' --locality), apart by
 what (spread: the key of a label, such as zone), and where leaders are wanted
-(leaders: labels, the best first). The longest prefix decides; the rule with the
-prefix "" is for all other keys and must be there. A file of rules:
+(leaders: labels, the best first). When a zone is lost its copies are made anew
+in the others; with isolation (the key of a label, instead of spread) rather
+none is than that one zone gets a majority. The longest prefix decides; the rule
+with the prefix "" is for all other keys and must be there. A file of rules:
 
   {"rules": [
     {"name": "default", "prefix": "", "replicas": 3, "spread": "zone"},
@@ -175,9 +179,17 @@ func (a *app) printRules(set *metapb.RuleSet) error {
 		func(add func(string, ...any)) {
 			for i, r := range f.Rules {
 				add("%s\t%q\t%d\t%s\t%s\t%s\t%s", r.Name, set.GetRules()[i].GetPrefix(), r.Replicas,
-					list(r.Require), list(r.Forbid), orDash(r.Spread), list(r.Leaders))
+					list(r.Require), list(r.Forbid), r.apart(), list(r.Leaders))
 			}
 		})
+}
+
+// apart says by which label copies stand apart, and whether they always do.
+func (r ruleReport) apart() string {
+	if r.Isolation != "" {
+		return r.Isolation + ", isolated"
+	}
+	return orDash(r.Spread)
 }
 
 func list(labels []string) string { return orDash(strings.Join(labels, ", ")) }
@@ -190,6 +202,7 @@ type previewReport struct {
 	ReplicasToMove uint64   `json:"replicas_to_move"`
 	BytesToMove    uint64   `json:"bytes_to_move"`
 	LeadersToMove  uint64   `json:"leaders_to_move"`
+	RangesToSplit  uint64   `json:"ranges_to_split"`
 	Warnings       []string `json:"warnings"`
 	Examples       []string `json:"examples"`
 	Faults         []string `json:"faults"`
@@ -200,9 +213,10 @@ func newPreviewReport(r *adminpb.SetRulesReply, stored bool) *previewReport {
 		Version: r.GetRules().GetVersion(), Stored: stored,
 		RangesAffected: r.GetRangesAffected(), ReplicasToMove: r.GetReplicasToMove(),
 		BytesToMove: r.GetBytesToMove(), LeadersToMove: r.GetLeadersToMove(),
-		Warnings: append([]string{}, r.GetWarnings()...),
-		Examples: append([]string{}, r.GetExamples()...),
-		Faults:   append([]string{}, r.GetFaults()...),
+		RangesToSplit: r.GetRangesToSplit(),
+		Warnings:      append([]string{}, r.GetWarnings()...),
+		Examples:      append([]string{}, r.GetExamples()...),
+		Faults:        append([]string{}, r.GetFaults()...),
 	}
 }
 
@@ -223,6 +237,9 @@ func (p *previewReport) print(w io.Writer) {
 	fmt.Fprintf(w, "moves     %s (%s) and %s of %s\n", plural(p.ReplicasToMove, "replica"),
 		bytesText(int64(p.BytesToMove)), plural(p.LeadersToMove, "leader"),
 		plural(p.RangesAffected, "range"))
+	if p.RangesToSplit > 0 {
+		fmt.Fprintf(w, "splits    %s: another rule begins inside\n", plural(p.RangesToSplit, "range"))
+	}
 	for _, example := range p.Examples {
 		fmt.Fprintf(w, "for one   %s\n", example)
 	}

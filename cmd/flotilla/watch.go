@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -21,16 +22,19 @@ moved for --stuck-after and placement has a reason for that.`
 
 // progressReport says what a node still has to give, as JSON.
 type progressReport struct {
-	Node         uint64   `json:"node"`
-	Standing     string   `json:"standing"`
-	LeadersLeft  uint32   `json:"leaders_left"`
-	LeadersMost  uint32   `json:"leaders_most"`
-	ReplicasLeft uint32   `json:"replicas_left"`
-	ReplicasMost uint32   `json:"replicas_most"`
-	BytesLeft    uint64   `json:"bytes_left"`
-	BytesMost    uint64   `json:"bytes_most"`
-	SecondsLeft  float64  `json:"seconds_left"` // 0: not known
-	Stuck        []string `json:"stuck,omitempty"`
+	Node         uint64  `json:"node"`
+	Standing     string  `json:"standing"`
+	LeadersLeft  uint32  `json:"leaders_left"`
+	LeadersMost  uint32  `json:"leaders_most"`
+	ReplicasLeft uint32  `json:"replicas_left"`
+	ReplicasMost uint32  `json:"replicas_most"`
+	BytesLeft    uint64  `json:"bytes_left"`
+	BytesMost    uint64  `json:"bytes_most"`
+	SecondsLeft  float64 `json:"seconds_left"` // 0: not known
+	// Unknown: placement has just been taken over by another node, or not all ranges
+	// are known: what is left is at least what the numbers say.
+	Unknown bool     `json:"unknown,omitempty"`
+	Stuck   []string `json:"stuck,omitempty"`
 }
 
 func newProgressReport(p *adminpb.NodeProgress) progressReport {
@@ -39,7 +43,8 @@ func newProgressReport(p *adminpb.NodeProgress) progressReport {
 		Standing: standingName(p.GetStatus().GetStanding()), LeadersLeft: p.GetLeadersLeft(),
 		LeadersMost: p.GetLeadersMost(), ReplicasLeft: p.GetReplicasLeft(),
 		ReplicasMost: p.GetReplicasMost(), BytesLeft: p.GetBytesLeft(),
-		BytesMost: p.GetBytesMost(), SecondsLeft: p.GetSecondsLeft(), Stuck: p.GetStuck(),
+		BytesMost: p.GetBytesMost(), SecondsLeft: p.GetSecondsLeft(), Unknown: p.GetUnknown(),
+		Stuck: p.GetStuck(),
 	}
 }
 
@@ -47,7 +52,7 @@ func newProgressReport(p *adminpb.NodeProgress) progressReport {
 func (p *progressReport) done() bool {
 	switch p.Standing {
 	case "draining":
-		return p.LeadersLeft == 0
+		return p.LeadersLeft == 0 && !p.Unknown
 	case "decommissioning":
 		return false
 	}
@@ -63,7 +68,7 @@ func (p *progressReport) share() float64 {
 	switch {
 	case p.done():
 		return 1
-	case most == 0:
+	case most == 0 || left == 0 && p.Unknown:
 		return 0
 	}
 	return 1 - float64(min(left, most))/float64(most)
@@ -73,6 +78,9 @@ func (p *progressReport) share() float64 {
 func (p *progressReport) left() string {
 	if p.done() {
 		return "done"
+	}
+	if p.Unknown && p.LeadersLeft+p.ReplicasLeft == 0 {
+		return "what is left is not known yet"
 	}
 	if p.Standing == "decommissioning" && p.ReplicasLeft == 0 {
 		return "holds nothing any more, being taken out"
@@ -85,6 +93,9 @@ func (p *progressReport) left() string {
 	}
 	if p.SecondsLeft >= 1 {
 		text += ", about " + secondsText(p.SecondsLeft)
+	}
+	if p.Unknown {
+		text += ", perhaps more: not all is known yet"
 	}
 	return text
 }
@@ -209,7 +220,8 @@ func (w *watcher) mine(all []progressReport) []progressReport {
 }
 
 // over says whether all nodes are done. A node that has just taken over placement
-// does not know yet what they lead: its word does not count.
+// does not know yet what they lead: its word does not count. It says so itself; those of
+// an earlier version say it in the status of the cluster only.
 func (w *watcher) over(
 	ctx context.Context, c *client.Client, all []progressReport,
 ) (bool, error) {
@@ -287,6 +299,9 @@ func (w *watcher) stuck(mine []progressReport, now time.Time) error {
 			continue
 		}
 		left := uint64(p.LeadersLeft) + uint64(p.ReplicasLeft)
+		if p.Unknown { // a number that means little must not count as progress
+			left = math.MaxUint64
+		}
 		if least, seen := w.least[p.Node]; !seen || left < least || len(p.Stuck) == 0 {
 			w.least[p.Node], w.moved[p.Node] = left, now
 		}

@@ -85,6 +85,9 @@ func (f *flags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&c.ReplicationFactor, "replication", d.ReplicationFactor, "copies of every range")
 	f.registerPlacement(fs, d)
 	fs.DurationVar(&c.GCWindow, "gc-window", d.GCWindow, "how long old versions are kept")
+	fs.DurationVar(&c.CheckEvery, "check-every", d.CheckEvery,
+		"how often the node compares one of the ranges that it leads, and that were written\n"+
+			"to, with its other copies: a node whose copy differs from most stops (negative: never)")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", d.DrainTimeout,
 		"how long a stop hands leaders over")
 	fs.DurationVar(&c.SupportDuration, "support-duration", d.SupportDuration,

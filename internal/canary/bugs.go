@@ -112,7 +112,8 @@ const (
 const (
 	// the left half absorbs before every replica of the right half is sure to freeze
 	MergeUnsealed Bug = "merge-unsealed"
-	// the seal of a freeze does not make the commit index durable
+	// a seal (that of a freeze, a change of the configuration) does not make the
+	// commit index durable
 	SealForgetsCommit Bug = "seal-forgets-commit"
 	// a frozen range serves
 	FrozenServes Bug = "frozen-serves"

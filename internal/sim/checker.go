@@ -238,6 +238,9 @@ func describe(d *metapb.RangeDescriptor) string {
 	for _, r := range d.Replicas {
 		out += fmt.Sprintf(" n%d/%d/%d", r.NodeId, r.ReplicaId, r.Role)
 	}
+	if d.StickyUntil != 0 {
+		out += fmt.Sprintf(" sticky until %d", d.StickyUntil)
+	}
 	if m := d.Merge; m != nil {
 		out += fmt.Sprintf(" merge: %v r%d g%d over g%d", m.Phase, m.RangeId, m.Generation,
 			m.OtherGeneration)

@@ -108,6 +108,26 @@ func TestARemovedReplicaLearnsThatItsRangeIsGone(t *testing.T) {
 	})
 }
 
+// together brings the leaders of two ranges to one node, n if it leads the left one
+// still. It asks again: who has just lost its power follows too far behind to take over.
+func (s *Sim) together(n *node, left, right *metapb.RangeDescriptor) *node {
+	ask := s.loop.now
+	s.within(15*time.Second, "a transfer", func() bool {
+		if now := s.leads(left.Start); now != nil {
+			n = now
+		}
+		if n.table != nil && n.table.Leads(rangeOf(left)) && n.table.Leads(rangeOf(right)) {
+			return true
+		}
+		if s.loop.now >= ask {
+			ask = s.loop.now + time.Second
+			s.bring(n, right)
+		}
+		return false
+	})
+	return n
+}
+
 // TestPowerIsCutWhileRangesMerge: of the leader of both halves or of a follower, soon
 // after the order. The merge comes about or is undone; all is served again.
 func TestPowerIsCutWhileRangesMerge(t *testing.T) {
@@ -122,12 +142,7 @@ func TestPowerIsCutWhileRangesMerge(t *testing.T) {
 				s.fail("nobody leads %s", key)
 				return
 			}
-			if !n.table.Leads(rangeOf(right)) {
-				s.bring(n, right)
-				s.within(3*time.Second, "a transfer", func() bool {
-					return n.table.Leads(rangeOf(right)) && n.table.Leads(rangeOf(left))
-				})
-			}
+			n = s.together(n, left, right)
 			s.orderMerge(n, left.Start, right.Start)
 			victim := s.machines[s.nemesisRand.IntN(3)]
 			victim.doom = 1 + s.nemesisRand.IntN(12)

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -239,6 +240,10 @@ func (s *Sim) leaderOf() (*node, *metapb.RangeFact) {
 	return nodes[i], facts[i]
 }
 
+// stickyShare: of so many splits one leaves a boundary that somebody asked for, which
+// placement does not merge away. That all replicas agree on it, tiles checks.
+const stickyShare = 4
+
 func (s *Sim) splitOne() {
 	n, f := s.leaderOf()
 	if n == nil || f.Descriptor_.RangeId == 1 ||
@@ -250,8 +255,12 @@ func (s *Sim) splitOne() {
 	if m := s.machine(); m.alive && s.mayBreakOneMore() && chance(s.nemesisRand, 0.3) {
 		m.doom = 1 + s.nemesisRand.IntN(8) // between the writes of this split, perhaps
 	}
+	sticky := int64(0)
+	if f.Descriptor_.Generation%stickyShare == 0 {
+		sticky = math.MaxInt64
+	}
 	n.run(func() {
-		n.table.Split(ids.RangeID(f.Descriptor_.RangeId), key,
+		n.table.SplitSticky(ids.RangeID(f.Descriptor_.RangeId), key, sticky,
 			func(left, right *metapb.RangeDescriptor, err error) {
 				s.loop.tracef("%s split r%d at %q: %v", n.id, f.Descriptor_.RangeId, key, err)
 				if err == nil {

@@ -211,7 +211,8 @@ func (n *node) serve() error {
 		Execute:     n.execute,
 		NextRangeID: n.control.nextRangeID,
 		OnFact:      n.control.fact,
-		Witness:     &witness{n}, Pause: n.pauseRead, RowCacheBytes: n.sim.options.RowCache,
+		CheckEvery:  compareEvery, Compare: n.compare,
+		Witness: &witness{n}, Pause: n.pauseRead, RowCacheBytes: n.sim.options.RowCache,
 	})
 	if err != nil {
 		return fmt.Errorf("make table: %w", err)
@@ -219,7 +220,7 @@ func (n *node) serve() error {
 	n.host, err = multiraft.NewHost(multiraft.Config{
 		Node: n.id, Store: n.store, Clock: n.clock, Transport: &nodeTransport{n},
 		Support: n.promises.table, Shards: 2, TickInterval: tickInterval, Logger: logger,
-		Gone: table.Gone, OnGone: table.OnGone,
+		Gone: table.Gone, OnGone: table.OnGone, OnHalted: table.OnHalted,
 		Background: func(job func()) {
 			n.after(between(n.rand, n.disk, 10*n.disk), job)
 		},

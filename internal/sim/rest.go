@@ -11,10 +11,10 @@ import (
 )
 
 // A cluster at rest costs nothing: this is how long it must be silent, and how
-// soon after its last work.
+// soon after its last work: then every range has been compared, one a second.
 const (
 	silence       = 3 * time.Second
-	silenceWithin = 40 * time.Second
+	silenceWithin = 60 * time.Second
 )
 
 // effort counts what the groups of all nodes did.

@@ -108,7 +108,11 @@ func (c *checker) spread(r *Rule, allowed []Labels) {
 	}
 	switch {
 	case len(places) == 0:
-		c.warnings.add("rule %s spreads by %s, but no node it allows has that label: start nodes "+
+		tell := &c.warnings
+		if r.Isolate != "" { // so few copies would find a place
+			tell = c.refuse
+		}
+		tell.add("rule %s spreads by %s, but no node it allows has that label: start nodes "+
 			"with --locality %s=…", r.Name, r.Spread, r.Spread)
 		return
 	case lack > 0:
@@ -122,6 +126,9 @@ func (c *checker) spread(r *Rule, allowed []Labels) {
 		return
 	}
 	switch n := len(places); {
+	case r.Isolate != "" && cramped(r, places):
+		c.refuse.add("rule %s isolates %d copies by %s, but only %d find a place: add nodes "+
+			"elsewhere, or leave isolation out", r.Name, r.Replicas, r.Isolate, r.Placeable(allowed))
 	case n == 1:
 		c.warnings.add("rule %s spreads by %s, but all its nodes are in one: its loss stops the "+
 			"ranges", r.Name, r.Spread)

@@ -80,8 +80,24 @@ func compile(f *faults, i int, p *metapb.Rule) *Rule {
 	if r.Spread != "" && (len(r.Spread) > MaxLabelBytes || !plain(r.Spread)) {
 		f.add("%s: spread %q is not the key of a label, such as zone", who, r.Spread)
 	}
+	f.isolation(who, r, p.GetIsolation())
 	f.contradictions(who, r)
 	return r
+}
+
+// isolation notes by which label a rule isolates places: copies stand apart by the same
+// one, or they could be brought nearer by it for the sake of another.
+func (f *faults) isolation(who string, r *Rule, key string) {
+	switch {
+	case key == "":
+		return
+	case len(key) > MaxLabelBytes || !plain(key):
+		f.add("%s: isolation %q is not the key of a label, such as zone", who, key)
+	case r.Spread != "" && r.Spread != key:
+		f.add("%s spreads by %s and isolates by %s: copies can be kept apart by one of them only",
+			who, r.Spread, key)
+	}
+	r.Spread, r.Isolate = key, key
 }
 
 // plain says whether a name or the key of a label has no odd characters.

@@ -1,5 +1,7 @@
 package rules
 
+import "fmt"
+
 // How near copies are is one number, so that it can be compared, added and kept.
 // Each level has bits of its own: sharing one place at a larger level weighs more
 // than sharing all smaller ones in every pair of copies. The label by which a rule
@@ -44,6 +46,54 @@ func (r *Rule) Collisions(copies []Labels) int {
 		sum += r.Adds(copies[:i], c)
 	}
 	return sum
+}
+
+// PerPlace returns how many copies may be in one place by Isolate: as many as leave a
+// majority elsewhere.
+func (r *Rule) PerPlace() int { return max(1, (r.Replicas-1)/2) }
+
+// Bars says whether the isolation of the rule keeps a node from getting a copy: its
+// place has as many of the others as it may.
+func (r *Rule) Bars(others []Labels, node Labels) bool {
+	if r.Isolate == "" {
+		return false
+	}
+	in := 1
+	for _, o := range others {
+		if together(o, node, r.Isolate) {
+			in++
+		}
+	}
+	return in > r.PerPlace()
+}
+
+// WhyBarred says in words why Bars keeps a node from getting a copy, "" if it does not.
+func (r *Rule) WhyBarred(others []Labels, node Labels) string {
+	if !r.Bars(others, node) {
+		return ""
+	}
+	place := node.Place(r.Isolate)
+	if place == "" {
+		place = "what has no " + r.Isolate
+	}
+	return fmt.Sprintf("%s has as many copies as rule %s allows one %s", place, r.Name, r.Isolate)
+}
+
+// Placeable returns how many copies of the rule find a place on nodes: all of them, or
+// as many as its isolation lets each place have.
+func (r *Rule) Placeable(nodes []Labels) int {
+	if r.Isolate == "" {
+		return len(nodes)
+	}
+	in := make(map[string]int)
+	for _, n := range nodes {
+		in[n.Place(r.Isolate)]++
+	}
+	count := 0
+	for _, n := range in { // order-free: a sum
+		count += min(n, r.PerPlace())
+	}
+	return count
 }
 
 // Isolation returns the key of the label by whose values copies stand apart: the

@@ -22,6 +22,7 @@ type Rule struct {
 	Require  []Label // every copy's node has all of them
 	Forbid   []Label // no copy's node has any of them
 	Spread   string  // copies stand apart by the value of this key; "": by locality alone
+	Isolate  string  // Spread, if no place by it is ever given a majority; else ""
 	Leaders  []Label // where leaders should be, the best first
 }
 
@@ -98,6 +99,9 @@ func (r *Rule) String() string {
 	if r.Spread != "" {
 		parts = append(parts, "apart by "+r.Spread)
 	}
+	if r.Isolate != "" {
+		parts = append(parts, "never a majority in one "+r.Isolate)
+	}
 	if len(r.Leaders) > 0 {
 		parts = append(parts, "leaders on "+join(r.Leaders, ", else "))
 	}
@@ -114,7 +118,7 @@ func join(all []Label, by string) string {
 
 // places says whether two rules ask for the same.
 func (r *Rule) places(o *Rule) bool {
-	return r.Replicas == o.Replicas && r.Spread == o.Spread &&
+	return r.Replicas == o.Replicas && r.Spread == o.Spread && r.Isolate == o.Isolate &&
 		slices.Equal(r.Require, o.Require) && slices.Equal(r.Forbid, o.Forbid) &&
 		slices.Equal(r.Leaders, o.Leaders)
 }

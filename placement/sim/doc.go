@@ -32,7 +32,9 @@
 //
 // Checked at every change of a range, whatever the script: it has a majority of
 // live voters after the change if it had one before, it can still lose a node if it
-// could before, and no zone gets a majority of its voters if zones enough are there.
+// could before, and no zone gets a majority of its voters if zones enough are there
+// (judge.go says what is no fault: what placement cannot know, and what a lost voter
+// makes right).
 // When a script asks whether the world has come to rest, the driver's directory is
 // compared with what is true.
 //

@@ -78,22 +78,94 @@ func (w *World) violate(format string, args ...any) {
 	}
 }
 
-// judge looks at a change of a range's copies.
+// How long after a node went down, or came up, placement cannot know of it, and orders
+// by what was: it reports once a second, counts as silent after three, and what was
+// begun before is called off with the next step.
+const (
+	blindTo  = 3500 * time.Millisecond // a node that went down
+	blindFor = time.Second             // one that came up
+)
+
+// seems says whether a node is up, or placement cannot know yet that it is not.
+func (w *World) seems(id ids.NodeID) bool {
+	n := w.node(id)
+	return n.up || n.died > 0 && w.now-n.died < blindTo
+}
+
+// lost says whether a node is down for so long that its copies are replaced, or was so
+// until a moment ago.
+func (w *World) lost(id ids.NodeID) bool {
+	n := w.node(id)
+	until := w.now
+	if n.up {
+		until = n.began
+	}
+	return (!n.up || w.now-n.began < blindFor) && until-n.died >= w.cfg.DeadAfter-2*heartbeatEvery
+}
+
+// judge looks at a change of a range's copies. That a majority is up after it as before
+// is demanded as things are: the leader sees to that. The rest is demanded of what
+// placement can know.
 func (w *World) judge(before, after *metapb.RangeDescriptor) {
 	id := ids.RangeID(before.GetRangeId())
-	was, is := w.survives(before), w.survives(after)
-	switch {
-	case was >= 0 && is < 0:
+	if w.survives(before, w.up) >= 0 && w.survives(after, w.up) < 0 {
 		w.violate("%v lost its majority by a change of its copies: %v", id, words(after))
-	case w.cfg.Lenient:
 		return
-	case was >= 1 && is < 1 && w.rule(before).GetReplicas() >= 3:
+	}
+	if w.rule(before).GetReplicas() < 3 {
+		return
+	}
+	weaker := func(up func(ids.NodeID) bool) bool {
+		return w.survives(before, up) >= 1 && w.survives(after, up) < 1
+	}
+	if weaker(w.up) && weaker(w.seems) { // whether placement knew or not
 		w.violate("%v can lose no node any more by a change of its copies: %v", id, words(after))
 	}
-	if zone := w.zoneMajority(after); zone != "" && w.zoneMajority(before) == "" &&
-		w.zonesFor(before) >= 3 {
-		w.violate("zone %s got a majority of %v: %v", zone, id, words(after))
+	if zone := w.zoneMajority(after); zone != "" && w.avoidable(before, after) {
+		w.violate("zone %s got a majority of %v: %v, before %v", zone, id, words(after), words(before))
 	}
+}
+
+// avoidable says whether a zone need not have got a majority of a range's voters. It
+// is no fault
+//   - if one had it before;
+//   - while there were fewer than three voters: one of two zones stopped them, too;
+//   - if a voter was lost: then that zone's loss could stop the range before, and copies
+//     elsewhere, even there, are better than none;
+//   - if the other zones have too few nodes that can take a copy, or, where voters were
+//     only taken away, too few of those.
+//
+// Under a rule with isolation only the first and the last of these excuse anything, and
+// the last only where voters were taken away.
+func (w *World) avoidable(before, after *metapb.RangeDescriptor) bool {
+	voters, _ := halves(before)
+	_, then := halves(after)
+	rule := w.rule(before)
+	switch {
+	case w.zoneMajority(before) != "":
+		return false
+	case rule.GetIsolation() != "" && len(then) >= len(voters):
+		return true
+	case rule.GetIsolation() != "":
+	case len(voters) < 3 || slices.ContainsFunc(voters, w.lost):
+		return false
+	}
+	room := make(map[string]int)
+	for _, n := range w.nodes {
+		holds, s := slices.Contains(voters, n.id), w.standing[n.id]
+		switch {
+		case n.spec.Zone == "" || !allowed(rule, n):
+		case len(then) < len(voters) && !holds: // only the choice among them was free
+		case holds && s <= metapb.NodeStanding_NODE_STANDING_DRAINING,
+			n.up && s == metapb.NodeStanding_NODE_STANDING_ACTIVE && w.now-n.began >= blindFor:
+			room[n.spec.Zone]++
+		}
+	}
+	sum, most := 0, max(1, (len(then)-1)/2)
+	for _, nodes := range room { // order-free: a sum
+		sum += min(nodes, most)
+	}
+	return sum >= len(then)
 }
 
 // zoneMajority returns the zone that holds a majority of d's voters, before or
@@ -161,18 +233,6 @@ func allowed(rule *metapb.Rule, n *node) bool {
 	return !slices.ContainsFunc(rule.GetForbid(), n.has)
 }
 
-// zonesFor counts the zones that a range can use.
-func (w *World) zonesFor(d *metapb.RangeDescriptor) int {
-	zones := make(map[string]bool)
-	rule := w.rule(d)
-	for _, n := range w.nodes {
-		if copies, _ := w.usable(n); copies && n.spec.Zone != "" && allowed(rule, n) {
-			zones[n.spec.Zone] = true
-		}
-	}
-	return len(zones)
-}
-
 // crowding is how many voters of d one zone must have at least.
 func (w *World) crowding(d *metapb.RangeDescriptor) int {
 	rule, room := w.rule(d), make(map[string]int)
@@ -197,9 +257,14 @@ func (w *World) crowding(d *metapb.RangeDescriptor) int {
 func (w *World) unsettled(r *simRange) string {
 	before, voters := halves(r.desc)
 	rule := w.rule(r.desc)
-	room := 0
+	room, in := 0, make(map[string]int)
 	for _, n := range w.nodes {
-		if copies, _ := w.usable(n); copies && allowed(rule, n) {
+		copies, _ := w.usable(n)
+		if !copies || !allowed(rule, n) {
+			continue
+		}
+		if in[n.spec.Zone]++; rule.GetIsolation() == "" ||
+			in[n.spec.Zone] <= max(1, (int(rule.GetReplicas())-1)/2) {
 			room++
 		}
 	}

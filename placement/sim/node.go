@@ -189,7 +189,7 @@ func (w *World) kill(n *node) {
 	for _, id := range slices.Sorted(maps.Keys(n.holds)) {
 		// Its own ranges, and those that lost their majority: a leader serves
 		// nothing without one.
-		if r := w.ranges[id]; r.leader == n.id || r.leader != 0 && w.survives(r.desc) < 0 {
+		if r := w.ranges[id]; r.leader == n.id || r.leader != 0 && w.survives(r.desc, w.up) < 0 {
 			w.vacate(r)
 		}
 	}

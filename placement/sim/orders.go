@@ -27,7 +27,7 @@ func (w *World) execute(n *node, o *metapb.Order) error {
 		return fmt.Errorf("%v is past generation %d", r.id, o.GetGeneration())
 	case r.change != nil || r.desc.Merge != nil:
 		return fmt.Errorf("%v is busy", r.id)
-	case w.survives(r.desc) < 0:
+	case w.survives(r.desc, w.up) < 0:
 		return fmt.Errorf("%v has no majority", r.id)
 	}
 	switch o.GetKind() {

@@ -91,15 +91,15 @@ func hasLearner(d *metapb.RangeDescriptor) bool {
 	})
 }
 
-// survives is how many more nodes may fail so that d keeps its majorities; -1: it
-// has lost one already.
-func (w *World) survives(d *metapb.RangeDescriptor) int {
+// survives is how many more nodes may fail so that d keeps its majorities of those that
+// are up; -1: it has lost one already.
+func (w *World) survives(d *metapb.RangeDescriptor, up func(ids.NodeID) bool) int {
 	least := 1 << 30
 	before, after := halves(d)
 	for _, half := range [][]ids.NodeID{before, after} {
 		live := 0
 		for _, n := range half {
-			if w.up(n) {
+			if up(n) {
 				live++
 			}
 		}
@@ -227,7 +227,7 @@ func (w *World) vacate(r *simRange) {
 
 // elect gives a range a new leader if it waited long enough and a majority is up.
 func (w *World) elect(r *simRange) {
-	if w.now-r.vacated < electionAfter || w.survives(r.desc) < 0 {
+	if w.now-r.vacated < electionAfter || w.survives(r.desc, w.up) < 0 {
 		return
 	}
 	_, after := halves(r.desc)
@@ -237,7 +237,7 @@ func (w *World) elect(r *simRange) {
 
 // finish ends what had begun, if there is a leader to end it.
 func (w *World) finish(r *simRange) {
-	if r.change.left == nil && (r.leader == 0 || w.survives(r.desc) < 0) {
+	if r.change.left == nil && (r.leader == 0 || w.survives(r.desc, w.up) < 0) {
 		return
 	}
 	c := r.change

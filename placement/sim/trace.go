@@ -131,7 +131,8 @@ func (w *World) urgent(op *adminpb.Operator) {
 	}
 	for _, o := range w.ranges { // order-free: whether there is any
 		lost := slices.ContainsFunc(o.desc.GetReplicas(), w.deadReplica)
-		if lost && !busy[uint64(o.id)] && o.leader != 0 && w.survives(o.desc) < w.survives(r.desc) {
+		if lost && !busy[uint64(o.id)] && o.leader != 0 &&
+			w.survives(o.desc, w.up) < w.survives(r.desc, w.up) {
 			w.watch.jumped++
 			return
 		}

@@ -73,7 +73,6 @@ func (w *World) broken() error {
 //
 //	world nodes=N zones=a,b,c regions=x,y disks=1T,2T in= out= cores= tenants=a,b
 //	      ranges= bytes= skew= size= factor= dead-after= merge-below= merge-after= seed=
-//	      [lenient]
 //
 // Zones, regions and disks are dealt out to the nodes in turn.
 func makeWorld(c *command) (*World, error) {
@@ -82,7 +81,6 @@ func makeWorld(c *command) (*World, error) {
 		RangeBytes: c.size("bytes", 0), Skew: c.number("skew", 0), RangeSize: c.size("size", 0),
 		Factor: c.count("factor", 0), DeadAfter: c.time("dead-after", 0),
 		MergeBelow: c.size("merge-below", 0), MergeAfter: c.time("merge-after", 0),
-		Lenient: slices.Contains(c.words, "lenient"),
 	}
 	specs, err := readSpecs(c, c.count("nodes", 3))
 	if err != nil {
@@ -267,7 +265,7 @@ func load(w *World, c *command) (string, error) {
 }
 
 // setRules: rules [dry], with one rule a line:
-// name=eu prefix=eu/ replicas=3 require=region=eu forbid= spread=zone leaders=zone=a
+// name=eu prefix=eu/ replicas=3 require=region=eu forbid= spread=zone isolation= leaders=zone=a
 func setRules(w *World, c *command) (string, error) {
 	d := w.driving()
 	if d == nil {
@@ -283,6 +281,7 @@ func setRules(w *World, c *command) (string, error) {
 			Name: r.text("name", ""), Prefix: []byte(r.text("prefix", "")),
 			Replicas: uint32(r.count("replicas", w.cfg.Factor)), Require: r.list("require"),
 			Forbid: r.list("forbid"), Spread: r.text("spread", ""), Leaders: r.list("leaders"),
+			Isolation: r.text("isolation", ""),
 		}
 		if err := r.check(); err != nil {
 			return "", err

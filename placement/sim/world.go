@@ -80,10 +80,6 @@ type Config struct {
 	DeadAfter  time.Duration // default 5 minutes
 	MergeBelow int64         // 0: ranges are not merged
 	MergeAfter time.Duration // default 1 h
-	// Lenient leaves out two checks of every change: that a range keeps a spare copy and
-	// that no zone gets a majority. Where nodes fail at random, what was planned for one
-	// state can meet another.
-	Lenient bool
 }
 
 func (c Config) withDefaults() Config {

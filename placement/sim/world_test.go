@@ -142,6 +142,49 @@ func TestAChangeThatLosesAMajorityOrFillsAZoneIsSeen(t *testing.T) {
 	}
 }
 
+// What is no fault is not seen as one: that would hide what is.
+func TestTheJudgeDemandsWhatPlacementCanKnowAndNoMore(t *testing.T) {
+	t.Parallel()
+	const dead, silent = 10 * time.Minute, 10 * time.Second
+	for _, s := range []struct {
+		story         string
+		down          time.Duration // for how long n3, the only one in zone c; 0: it is up
+		up            time.Duration // for how long again; 0: for ever
+		isolation     string
+		before, after []uint64
+		fault         string
+	}{
+		{"a zone is filled", 0, 0, "", []uint64{1, 2, 3}, []uint64{1, 2, 4}, "zone a"},
+		{"of four the wrong one goes", 0, 0, "", []uint64{1, 2, 3, 4}, []uint64{1, 2, 4}, "zone a"},
+		{"also if the right one is silent", silent, 0, "", []uint64{1, 2, 3, 4}, []uint64{1, 2, 4},
+			"zone a"},
+		{"there was no right one", 0, 0, "", []uint64{1, 2, 4, 5}, []uint64{1, 2, 4}, ""},
+		{"a lost copy is replaced", dead, 0, "", []uint64{1, 2, 3}, []uint64{1, 2, 4}, ""},
+		{"its node came up as it was", dead, time.Second / 2, "", []uint64{1, 2, 3}, []uint64{1, 2, 4}, ""},
+		{"its node came up before", dead, 2 * time.Second, "", []uint64{1, 2, 3}, []uint64{1, 2, 4},
+			"zone a"},
+		{"isolation wants none instead", dead, 0, "zone", []uint64{1, 2, 3}, []uint64{1, 2, 4}, "zone a"},
+		{"one copy becomes three", 0, 0, "", []uint64{1}, []uint64{1, 2, 4}, ""},
+		{"the spare copy is given up", silent, 0, "", []uint64{1, 2, 3, 4, 5}, []uint64{1, 2, 3, 5},
+			"can lose no node"},
+		{"nobody can know that it was the spare one", time.Second, 0, "", []uint64{1, 2, 3, 4, 5},
+			[]uint64{1, 2, 3, 5}, ""},
+	} {
+		w := newTestWorld(t, Config{Nodes: []NodeSpec{{Zone: "a"}, {Zone: "b"}, {Zone: "c"}, {Zone: "a"},
+			{Zone: "b"}}})
+		w.now = time.Hour
+		w.rules = []*metapb.Rule{{Replicas: 3, Isolation: s.isolation}}
+		if n := w.node(3); s.down > 0 {
+			n.up, n.began, n.died = s.up > 0, w.now-s.up, w.now-s.up-s.down
+		}
+		w.judge(voters(s.before...), voters(s.after...))
+		got := strings.Join(w.violations, "; ")
+		if (got == "") != (s.fault == "") || !strings.Contains(got, s.fault) {
+			t.Errorf("%s: %q, want %q", s.story, got, s.fault)
+		}
+	}
+}
+
 func voters(nodes ...uint64) *metapb.RangeDescriptor {
 	d := &metapb.RangeDescriptor{RangeId: 2, Start: []byte{kv.UserPrefix}, End: []byte{kv.EndPrefix}}
 	for _, n := range nodes {

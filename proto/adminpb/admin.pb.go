@@ -1231,9 +1231,12 @@ func (x *ShowRangeReply) GetReplicas() []*ReplicaInfo {
 }
 
 type SplitRangeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RangeId       uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
-	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	RangeId uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
+	Key     []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// For how long placement leaves the halves apart although they are small and cold;
+	// absent: for ever, 0: not at all.
+	StickyMillis  *uint64 `protobuf:"varint,3,opt,name=sticky_millis,json=stickyMillis,proto3,oneof" json:"sticky_millis,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1280,6 +1283,13 @@ func (x *SplitRangeRequest) GetKey() []byte {
 		return x.Key
 	}
 	return nil
+}
+
+func (x *SplitRangeRequest) GetStickyMillis() uint64 {
+	if x != nil && x.StickyMillis != nil {
+		return *x.StickyMillis
+	}
+	return 0
 }
 
 type SplitRangeReply struct {
@@ -1930,11 +1940,14 @@ type NodeProgress struct {
 	ReplicasLeft uint32                 `protobuf:"varint,3,opt,name=replicas_left,json=replicasLeft,proto3" json:"replicas_left,omitempty"` // while decommissioning
 	BytesLeft    uint64                 `protobuf:"varint,4,opt,name=bytes_left,json=bytesLeft,proto3" json:"bytes_left,omitempty"`
 	// The most that there was to give since it began, as this driver saw it.
-	LeadersMost   uint32   `protobuf:"varint,5,opt,name=leaders_most,json=leadersMost,proto3" json:"leaders_most,omitempty"`
-	ReplicasMost  uint32   `protobuf:"varint,6,opt,name=replicas_most,json=replicasMost,proto3" json:"replicas_most,omitempty"`
-	BytesMost     uint64   `protobuf:"varint,7,opt,name=bytes_most,json=bytesMost,proto3" json:"bytes_most,omitempty"`
-	SecondsLeft   float64  `protobuf:"fixed64,8,opt,name=seconds_left,json=secondsLeft,proto3" json:"seconds_left,omitempty"` // by the pace so far; 0: not known
-	Stuck         []string `protobuf:"bytes,9,rep,name=stuck,proto3" json:"stuck,omitempty"`                                  // why nothing moves, in words; empty: it does, or it is done
+	LeadersMost  uint32   `protobuf:"varint,5,opt,name=leaders_most,json=leadersMost,proto3" json:"leaders_most,omitempty"`
+	ReplicasMost uint32   `protobuf:"varint,6,opt,name=replicas_most,json=replicasMost,proto3" json:"replicas_most,omitempty"`
+	BytesMost    uint64   `protobuf:"varint,7,opt,name=bytes_most,json=bytesMost,proto3" json:"bytes_most,omitempty"`
+	SecondsLeft  float64  `protobuf:"fixed64,8,opt,name=seconds_left,json=secondsLeft,proto3" json:"seconds_left,omitempty"` // by the pace so far; 0: not known
+	Stuck        []string `protobuf:"bytes,9,rep,name=stuck,proto3" json:"stuck,omitempty"`                                  // why nothing moves, in words; empty: it does, or it is done
+	// Not all nodes have told the driver yet what they hold, or it has not come to plan:
+	// what is left is not known, and nothing above says that the node is done.
+	Unknown       bool `protobuf:"varint,10,opt,name=unknown,proto3" json:"unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2030,6 +2043,13 @@ func (x *NodeProgress) GetStuck() []string {
 		return x.Stuck
 	}
 	return nil
+}
+
+func (x *NodeProgress) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
 }
 
 type NodesReply struct {
@@ -2379,9 +2399,13 @@ func (x *TransferTo) GetNodeId() uint64 {
 }
 
 type OperateReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Operators     []*Operator            `protobuf:"bytes,1,rep,name=operators,proto3" json:"operators,omitempty"` // begun
-	Note          string                 `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`           // in words, when nothing had to be done
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Operators []*Operator            `protobuf:"bytes,1,rep,name=operators,proto3" json:"operators,omitempty"` // begun
+	Note      string                 `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`           // in words, when nothing had to be done
+	Scatter   *ScatterProgress       `protobuf:"bytes,3,opt,name=scatter,proto3" json:"scatter,omitempty"`     // of a scatter that was begun
+	// Names the driver's term of office. Ids of operators and scatters mean something
+	// within one only.
+	Tenure        uint64 `protobuf:"varint,4,opt,name=tenure,proto3" json:"tenure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2430,6 +2454,137 @@ func (x *OperateReply) GetNote() string {
 	return ""
 }
 
+func (x *OperateReply) GetScatter() *ScatterProgress {
+	if x != nil {
+		return x.Scatter
+	}
+	return nil
+}
+
+func (x *OperateReply) GetTenure() uint64 {
+	if x != nil {
+		return x.Tenure
+	}
+	return 0
+}
+
+// ScatterProgress is how far the spreading of a span has come.
+type ScatterProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Ranges        uint64                 `protobuf:"varint,2,opt,name=ranges,proto3" json:"ranges,omitempty"`                                 // of the span, at the last look
+	Waiting       uint64                 `protobuf:"varint,3,opt,name=waiting,proto3" json:"waiting,omitempty"`                               // of them could stand better, and cannot be moved yet
+	Running       uint64                 `protobuf:"varint,4,opt,name=running,proto3" json:"running,omitempty"`                               // operators
+	LeadersMoved  uint64                 `protobuf:"varint,5,opt,name=leaders_moved,json=leadersMoved,proto3" json:"leaders_moved,omitempty"` // so far
+	ReplicasMoved uint64                 `protobuf:"varint,6,opt,name=replicas_moved,json=replicasMoved,proto3" json:"replicas_moved,omitempty"`
+	BytesMoved    uint64                 `protobuf:"varint,7,opt,name=bytes_moved,json=bytesMoved,proto3" json:"bytes_moved,omitempty"`
+	Failed        uint64                 `protobuf:"varint,8,opt,name=failed,proto3" json:"failed,omitempty"` // operators that did not come to their end
+	Ended         bool                   `protobuf:"varint,9,opt,name=ended,proto3" json:"ended,omitempty"`
+	Why           string                 `protobuf:"bytes,10,opt,name=why,proto3" json:"why,omitempty"` // it ended before the span was even; empty: it did not
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScatterProgress) Reset() {
+	*x = ScatterProgress{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScatterProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScatterProgress) ProtoMessage() {}
+
+func (x *ScatterProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScatterProgress.ProtoReflect.Descriptor instead.
+func (*ScatterProgress) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ScatterProgress) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ScatterProgress) GetRanges() uint64 {
+	if x != nil {
+		return x.Ranges
+	}
+	return 0
+}
+
+func (x *ScatterProgress) GetWaiting() uint64 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *ScatterProgress) GetRunning() uint64 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *ScatterProgress) GetLeadersMoved() uint64 {
+	if x != nil {
+		return x.LeadersMoved
+	}
+	return 0
+}
+
+func (x *ScatterProgress) GetReplicasMoved() uint64 {
+	if x != nil {
+		return x.ReplicasMoved
+	}
+	return 0
+}
+
+func (x *ScatterProgress) GetBytesMoved() uint64 {
+	if x != nil {
+		return x.BytesMoved
+	}
+	return 0
+}
+
+func (x *ScatterProgress) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *ScatterProgress) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+func (x *ScatterProgress) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 // Operator is a plan for one range, running or done.
 type Operator struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2449,7 +2604,7 @@ type Operator struct {
 
 func (x *Operator) Reset() {
 	*x = Operator{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[34]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2461,7 +2616,7 @@ func (x *Operator) String() string {
 func (*Operator) ProtoMessage() {}
 
 func (x *Operator) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[34]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2474,7 +2629,7 @@ func (x *Operator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operator.ProtoReflect.Descriptor instead.
 func (*Operator) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{34}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Operator) GetId() uint64 {
@@ -2549,16 +2704,17 @@ func (x *Operator) GetError() string {
 
 type OperatorsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	History       bool                   `protobuf:"varint,1,opt,name=history,proto3" json:"history,omitempty"`                // those that ended, newest first, instead of those that run
-	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`                    // 0: 100
-	RangeId       uint64                 `protobuf:"varint,3,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"` // 0: of all ranges
+	History       bool                   `protobuf:"varint,1,opt,name=history,proto3" json:"history,omitempty"`                      // those that ended, newest first, instead of those that run
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`                          // 0: 100
+	RangeId       uint64                 `protobuf:"varint,3,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`       // 0: of all ranges
+	ScatterId     uint64                 `protobuf:"varint,4,opt,name=scatter_id,json=scatterId,proto3" json:"scatter_id,omitempty"` // 0: all; else those of this scatter, and how far it is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OperatorsRequest) Reset() {
 	*x = OperatorsRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[35]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2570,7 +2726,7 @@ func (x *OperatorsRequest) String() string {
 func (*OperatorsRequest) ProtoMessage() {}
 
 func (x *OperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[35]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2583,7 +2739,7 @@ func (x *OperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorsRequest.ProtoReflect.Descriptor instead.
 func (*OperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{35}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *OperatorsRequest) GetHistory() bool {
@@ -2607,17 +2763,26 @@ func (x *OperatorsRequest) GetRangeId() uint64 {
 	return 0
 }
 
+func (x *OperatorsRequest) GetScatterId() uint64 {
+	if x != nil {
+		return x.ScatterId
+	}
+	return 0
+}
+
 type OperatorsReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Operators     []*Operator            `protobuf:"bytes,1,rep,name=operators,proto3" json:"operators,omitempty"`
 	Total         uint64                 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	Scatter       *ScatterProgress       `protobuf:"bytes,3,opt,name=scatter,proto3" json:"scatter,omitempty"` // absent: this driver knows no such scatter
+	Tenure        uint64                 `protobuf:"varint,4,opt,name=tenure,proto3" json:"tenure,omitempty"`  // as in OperateReply
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OperatorsReply) Reset() {
 	*x = OperatorsReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[36]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2629,7 +2794,7 @@ func (x *OperatorsReply) String() string {
 func (*OperatorsReply) ProtoMessage() {}
 
 func (x *OperatorsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[36]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2642,7 +2807,7 @@ func (x *OperatorsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorsReply.ProtoReflect.Descriptor instead.
 func (*OperatorsReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{36}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *OperatorsReply) GetOperators() []*Operator {
@@ -2659,6 +2824,20 @@ func (x *OperatorsReply) GetTotal() uint64 {
 	return 0
 }
 
+func (x *OperatorsReply) GetScatter() *ScatterProgress {
+	if x != nil {
+		return x.Scatter
+	}
+	return nil
+}
+
+func (x *OperatorsReply) GetTenure() uint64 {
+	if x != nil {
+		return x.Tenure
+	}
+	return 0
+}
+
 type ExplainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RangeId       uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
@@ -2669,7 +2848,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[37]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +2860,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[37]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2694,7 +2873,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{37}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExplainRequest) GetRangeId() uint64 {
@@ -2721,7 +2900,7 @@ type ExplainReply struct {
 
 func (x *ExplainReply) Reset() {
 	*x = ExplainReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[38]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2733,7 +2912,7 @@ func (x *ExplainReply) String() string {
 func (*ExplainReply) ProtoMessage() {}
 
 func (x *ExplainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[38]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2746,7 +2925,7 @@ func (x *ExplainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainReply.ProtoReflect.Descriptor instead.
 func (*ExplainReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{38}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExplainReply) GetRange() *RangeInfo {
@@ -2773,7 +2952,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[39]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2785,7 +2964,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[39]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2798,7 +2977,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{39}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PauseRequest) GetPaused() bool {
@@ -2824,7 +3003,7 @@ type PauseReply struct {
 
 func (x *PauseReply) Reset() {
 	*x = PauseReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[40]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2836,7 +3015,7 @@ func (x *PauseReply) String() string {
 func (*PauseReply) ProtoMessage() {}
 
 func (x *PauseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[40]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2849,7 +3028,7 @@ func (x *PauseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseReply.ProtoReflect.Descriptor instead.
 func (*PauseReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{40}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PauseReply) GetSettings() *metapb.PlacementSettings {
@@ -2867,7 +3046,7 @@ type GetRulesRequest struct {
 
 func (x *GetRulesRequest) Reset() {
 	*x = GetRulesRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[41]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2879,7 +3058,7 @@ func (x *GetRulesRequest) String() string {
 func (*GetRulesRequest) ProtoMessage() {}
 
 func (x *GetRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[41]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2892,7 +3071,7 @@ func (x *GetRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRulesRequest.ProtoReflect.Descriptor instead.
 func (*GetRulesRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{41}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{42}
 }
 
 type GetRulesReply struct {
@@ -2904,7 +3083,7 @@ type GetRulesReply struct {
 
 func (x *GetRulesReply) Reset() {
 	*x = GetRulesReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[42]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2916,7 +3095,7 @@ func (x *GetRulesReply) String() string {
 func (*GetRulesReply) ProtoMessage() {}
 
 func (x *GetRulesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[42]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2929,7 +3108,7 @@ func (x *GetRulesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRulesReply.ProtoReflect.Descriptor instead.
 func (*GetRulesReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{42}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetRulesReply) GetRules() *metapb.RuleSet {
@@ -2949,7 +3128,7 @@ type SetRulesRequest struct {
 
 func (x *SetRulesRequest) Reset() {
 	*x = SetRulesRequest{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[43]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2961,7 +3140,7 @@ func (x *SetRulesRequest) String() string {
 func (*SetRulesRequest) ProtoMessage() {}
 
 func (x *SetRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[43]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2974,7 +3153,7 @@ func (x *SetRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRulesRequest.ProtoReflect.Descriptor instead.
 func (*SetRulesRequest) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{43}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SetRulesRequest) GetRules() *metapb.RuleSet {
@@ -3000,14 +3179,15 @@ type SetRulesReply struct {
 	ReplicasToMove uint64                 `protobuf:"varint,5,opt,name=replicas_to_move,json=replicasToMove,proto3" json:"replicas_to_move,omitempty"`
 	BytesToMove    uint64                 `protobuf:"varint,6,opt,name=bytes_to_move,json=bytesToMove,proto3" json:"bytes_to_move,omitempty"`
 	LeadersToMove  uint64                 `protobuf:"varint,7,opt,name=leaders_to_move,json=leadersToMove,proto3" json:"leaders_to_move,omitempty"`
-	Examples       []string               `protobuf:"bytes,8,rep,name=examples,proto3" json:"examples,omitempty"` // a few of the moves, in words
+	Examples       []string               `protobuf:"bytes,8,rep,name=examples,proto3" json:"examples,omitempty"`                                   // a few of the moves, in words
+	RangesToSplit  uint64                 `protobuf:"varint,9,opt,name=ranges_to_split,json=rangesToSplit,proto3" json:"ranges_to_split,omitempty"` // of those affected: another rule begins inside
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SetRulesReply) Reset() {
 	*x = SetRulesReply{}
-	mi := &file_proto_adminpb_admin_proto_msgTypes[44]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3019,7 +3199,7 @@ func (x *SetRulesReply) String() string {
 func (*SetRulesReply) ProtoMessage() {}
 
 func (x *SetRulesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_adminpb_admin_proto_msgTypes[44]
+	mi := &file_proto_adminpb_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3032,7 +3212,7 @@ func (x *SetRulesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRulesReply.ProtoReflect.Descriptor instead.
 func (*SetRulesReply) Descriptor() ([]byte, []int) {
-	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{44}
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SetRulesReply) GetRules() *metapb.RuleSet {
@@ -3087,6 +3267,135 @@ func (x *SetRulesReply) GetLeadersToMove() uint64 {
 func (x *SetRulesReply) GetExamples() []string {
 	if x != nil {
 		return x.Examples
+	}
+	return nil
+}
+
+func (x *SetRulesReply) GetRangesToSplit() uint64 {
+	if x != nil {
+		return x.RangesToSplit
+	}
+	return 0
+}
+
+type HeldRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	RangeId uint64                 `protobuf:"varint,1,opt,name=range_id,json=rangeId,proto3" json:"range_id,omitempty"`
+	Index   uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	// The asker has counted, and this node holds something else than most: it is to count
+	// by itself.
+	Differs       bool `protobuf:"varint,3,opt,name=differs,proto3" json:"differs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldRequest) Reset() {
+	*x = HeldRequest{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldRequest) ProtoMessage() {}
+
+func (x *HeldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldRequest.ProtoReflect.Descriptor instead.
+func (*HeldRequest) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *HeldRequest) GetRangeId() uint64 {
+	if x != nil {
+		return x.RangeId
+	}
+	return 0
+}
+
+func (x *HeldRequest) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *HeldRequest) GetDiffers() bool {
+	if x != nil {
+		return x.Differs
+	}
+	return false
+}
+
+type HeldReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Known         bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"` // false: not read there, or not yet
+	Fingerprint   uint64                 `protobuf:"fixed64,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	Stats         *metapb.RangeStats     `protobuf:"bytes,3,opt,name=stats,proto3" json:"stats,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldReply) Reset() {
+	*x = HeldReply{}
+	mi := &file_proto_adminpb_admin_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldReply) ProtoMessage() {}
+
+func (x *HeldReply) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_adminpb_admin_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldReply.ProtoReflect.Descriptor instead.
+func (*HeldReply) Descriptor() ([]byte, []int) {
+	return file_proto_adminpb_admin_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *HeldReply) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *HeldReply) GetFingerprint() uint64 {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return 0
+}
+
+func (x *HeldReply) GetStats() *metapb.RangeStats {
+	if x != nil {
+		return x.Stats
 	}
 	return nil
 }
@@ -3226,10 +3535,12 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\tlog_bytes\x18\f \x01(\x03R\blogBytes\"z\n" +
 	"\x0eShowRangeReply\x12/\n" +
 	"\x05range\x18\x01 \x01(\v2\x19.flotilla.admin.RangeInfoR\x05range\x127\n" +
-	"\breplicas\x18\x02 \x03(\v2\x1b.flotilla.admin.ReplicaInfoR\breplicas\"@\n" +
+	"\breplicas\x18\x02 \x03(\v2\x1b.flotilla.admin.ReplicaInfoR\breplicas\"|\n" +
 	"\x11SplitRangeRequest\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\fR\x03key\"{\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12(\n" +
+	"\rsticky_millis\x18\x03 \x01(\x04H\x00R\fstickyMillis\x88\x01\x01B\x10\n" +
+	"\x0e_sticky_millis\"{\n" +
 	"\x0fSplitRangeReply\x122\n" +
 	"\x04left\x18\x01 \x01(\v2\x1e.flotilla.meta.RangeDescriptorR\x04left\x124\n" +
 	"\x05right\x18\x02 \x01(\v2\x1e.flotilla.meta.RangeDescriptorR\x05right\"K\n" +
@@ -3273,7 +3584,7 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\bstanding\x18\x02 \x01(\x0e2\x1b.flotilla.meta.NodeStandingR\bstanding\"D\n" +
 	"\x10SetStandingReply\x120\n" +
 	"\x04node\x18\x01 \x01(\v2\x1c.flotilla.admin.NodeProgressR\x04node\"\x0e\n" +
-	"\fNodesRequest\"\xc9\x02\n" +
+	"\fNodesRequest\"\xe3\x02\n" +
 	"\fNodeProgress\x122\n" +
 	"\x06status\x18\x01 \x01(\v2\x1a.flotilla.admin.NodeStatusR\x06status\x12!\n" +
 	"\fleaders_left\x18\x02 \x01(\rR\vleadersLeft\x12#\n" +
@@ -3285,7 +3596,9 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\n" +
 	"bytes_most\x18\a \x01(\x04R\tbytesMost\x12!\n" +
 	"\fseconds_left\x18\b \x01(\x01R\vsecondsLeft\x12\x14\n" +
-	"\x05stuck\x18\t \x03(\tR\x05stuck\"@\n" +
+	"\x05stuck\x18\t \x03(\tR\x05stuck\x12\x18\n" +
+	"\aunknown\x18\n" +
+	" \x01(\bR\aunknown\"@\n" +
 	"\n" +
 	"NodesReply\x122\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x1c.flotilla.admin.NodeProgressR\x05nodes\"\x8d\x02\n" +
@@ -3304,10 +3617,25 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\x03end\x18\x02 \x01(\fR\x03end\"%\n" +
 	"\n" +
 	"TransferTo\x12\x17\n" +
-	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\"Z\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\"\xad\x01\n" +
 	"\fOperateReply\x126\n" +
 	"\toperators\x18\x01 \x03(\v2\x18.flotilla.admin.OperatorR\toperators\x12\x12\n" +
-	"\x04note\x18\x02 \x01(\tR\x04note\"\xfb\x01\n" +
+	"\x04note\x18\x02 \x01(\tR\x04note\x129\n" +
+	"\ascatter\x18\x03 \x01(\v2\x1f.flotilla.admin.ScatterProgressR\ascatter\x12\x16\n" +
+	"\x06tenure\x18\x04 \x01(\x04R\x06tenure\"\x9a\x02\n" +
+	"\x0fScatterProgress\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
+	"\x06ranges\x18\x02 \x01(\x04R\x06ranges\x12\x18\n" +
+	"\awaiting\x18\x03 \x01(\x04R\awaiting\x12\x18\n" +
+	"\arunning\x18\x04 \x01(\x04R\arunning\x12#\n" +
+	"\rleaders_moved\x18\x05 \x01(\x04R\fleadersMoved\x12%\n" +
+	"\x0ereplicas_moved\x18\x06 \x01(\x04R\rreplicasMoved\x12\x1f\n" +
+	"\vbytes_moved\x18\a \x01(\x04R\n" +
+	"bytesMoved\x12\x16\n" +
+	"\x06failed\x18\b \x01(\x04R\x06failed\x12\x14\n" +
+	"\x05ended\x18\t \x01(\bR\x05ended\x12\x10\n" +
+	"\x03why\x18\n" +
+	" \x01(\tR\x03why\"\xfb\x01\n" +
 	"\bOperator\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x19\n" +
 	"\brange_id\x18\x02 \x01(\x04R\arangeId\x12\x12\n" +
@@ -3320,14 +3648,18 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\ftook_seconds\x18\b \x01(\x01R\vtookSeconds\x12\x18\n" +
 	"\aoutcome\x18\t \x01(\tR\aoutcome\x12\x14\n" +
 	"\x05error\x18\n" +
-	" \x01(\tR\x05error\"]\n" +
+	" \x01(\tR\x05error\"|\n" +
 	"\x10OperatorsRequest\x12\x18\n" +
 	"\ahistory\x18\x01 \x01(\bR\ahistory\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x19\n" +
-	"\brange_id\x18\x03 \x01(\x04R\arangeId\"^\n" +
+	"\brange_id\x18\x03 \x01(\x04R\arangeId\x12\x1d\n" +
+	"\n" +
+	"scatter_id\x18\x04 \x01(\x04R\tscatterId\"\xb1\x01\n" +
 	"\x0eOperatorsReply\x126\n" +
 	"\toperators\x18\x01 \x03(\v2\x18.flotilla.admin.OperatorR\toperators\x12\x14\n" +
-	"\x05total\x18\x02 \x01(\x04R\x05total\"=\n" +
+	"\x05total\x18\x02 \x01(\x04R\x05total\x129\n" +
+	"\ascatter\x18\x03 \x01(\v2\x1f.flotilla.admin.ScatterProgressR\ascatter\x12\x16\n" +
+	"\x06tenure\x18\x04 \x01(\x04R\x06tenure\"=\n" +
 	"\x0eExplainRequest\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\"U\n" +
@@ -3345,7 +3677,7 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\x05rules\x18\x01 \x01(\v2\x16.flotilla.meta.RuleSetR\x05rules\"X\n" +
 	"\x0fSetRulesRequest\x12,\n" +
 	"\x05rules\x18\x01 \x01(\v2\x16.flotilla.meta.RuleSetR\x05rules\x12\x17\n" +
-	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\xac\x02\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\xd4\x02\n" +
 	"\rSetRulesReply\x12,\n" +
 	"\x05rules\x18\x01 \x01(\v2\x16.flotilla.meta.RuleSetR\x05rules\x12\x16\n" +
 	"\x06faults\x18\x02 \x03(\tR\x06faults\x12\x1a\n" +
@@ -3354,7 +3686,16 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\x10replicas_to_move\x18\x05 \x01(\x04R\x0ereplicasToMove\x12\"\n" +
 	"\rbytes_to_move\x18\x06 \x01(\x04R\vbytesToMove\x12&\n" +
 	"\x0fleaders_to_move\x18\a \x01(\x04R\rleadersToMove\x12\x1a\n" +
-	"\bexamples\x18\b \x03(\tR\bexamples2\xb8\b\n" +
+	"\bexamples\x18\b \x03(\tR\bexamples\x12&\n" +
+	"\x0franges_to_split\x18\t \x01(\x04R\rrangesToSplit\"X\n" +
+	"\vHeldRequest\x12\x19\n" +
+	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x18\n" +
+	"\adiffers\x18\x03 \x01(\bR\adiffers\"t\n" +
+	"\tHeldReply\x12\x14\n" +
+	"\x05known\x18\x01 \x01(\bR\x05known\x12 \n" +
+	"\vfingerprint\x18\x02 \x01(\x06R\vfingerprint\x12/\n" +
+	"\x05stats\x18\x03 \x01(\v2\x19.flotilla.meta.RangeStatsR\x05stats2\xb8\b\n" +
 	"\x05Admin\x12D\n" +
 	"\x06Status\x12\x1d.flotilla.admin.StatusRequest\x1a\x1b.flotilla.admin.StatusReply\x12D\n" +
 	"\x06Lookup\x12\x1d.flotilla.admin.LookupRequest\x1a\x1b.flotilla.admin.LookupReply\x12P\n" +
@@ -3371,12 +3712,13 @@ const file_proto_adminpb_admin_proto_rawDesc = "" +
 	"\aExplain\x12\x1e.flotilla.admin.ExplainRequest\x1a\x1c.flotilla.admin.ExplainReply\x12A\n" +
 	"\x05Pause\x12\x1c.flotilla.admin.PauseRequest\x1a\x1a.flotilla.admin.PauseReply\x12J\n" +
 	"\bGetRules\x12\x1f.flotilla.admin.GetRulesRequest\x1a\x1d.flotilla.admin.GetRulesReply\x12J\n" +
-	"\bSetRules\x12\x1f.flotilla.admin.SetRulesRequest\x1a\x1d.flotilla.admin.SetRulesReply2\xb2\x02\n" +
+	"\bSetRules\x12\x1f.flotilla.admin.SetRulesRequest\x1a\x1d.flotilla.admin.SetRulesReply2\xf2\x02\n" +
 	"\aControl\x12>\n" +
 	"\x04Join\x12\x1b.flotilla.admin.JoinRequest\x1a\x19.flotilla.admin.JoinReply\x12C\n" +
 	"\x06Report\x12\x19.flotilla.meta.NodeReport\x1a\x1e.flotilla.meta.NodeReportReply\x12b\n" +
 	"\x10AllocateRangeIDs\x12'.flotilla.admin.AllocateRangeIDsRequest\x1a%.flotilla.admin.AllocateRangeIDsReply\x12>\n" +
-	"\x04Time\x12\x1b.flotilla.admin.TimeRequest\x1a\x19.flotilla.admin.TimeReplyB/Z-github.com/flotilla-kv/flotilla/proto/adminpbb\x06proto3"
+	"\x04Time\x12\x1b.flotilla.admin.TimeRequest\x1a\x19.flotilla.admin.TimeReply\x12>\n" +
+	"\x04Held\x12\x1b.flotilla.admin.HeldRequest\x1a\x19.flotilla.admin.HeldReplyB/Z-github.com/flotilla-kv/flotilla/proto/adminpbb\x06proto3"
 
 var (
 	file_proto_adminpb_admin_proto_rawDescOnce sync.Once
@@ -3390,7 +3732,7 @@ func file_proto_adminpb_admin_proto_rawDescGZIP() []byte {
 	return file_proto_adminpb_admin_proto_rawDescData
 }
 
-var file_proto_adminpb_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_proto_adminpb_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_proto_adminpb_admin_proto_goTypes = []any{
 	(*StatusRequest)(nil),            // 0: flotilla.admin.StatusRequest
 	(*SupportPair)(nil),              // 1: flotilla.admin.SupportPair
@@ -3426,45 +3768,48 @@ var file_proto_adminpb_admin_proto_goTypes = []any{
 	(*Scatter)(nil),                  // 31: flotilla.admin.Scatter
 	(*TransferTo)(nil),               // 32: flotilla.admin.TransferTo
 	(*OperateReply)(nil),             // 33: flotilla.admin.OperateReply
-	(*Operator)(nil),                 // 34: flotilla.admin.Operator
-	(*OperatorsRequest)(nil),         // 35: flotilla.admin.OperatorsRequest
-	(*OperatorsReply)(nil),           // 36: flotilla.admin.OperatorsReply
-	(*ExplainRequest)(nil),           // 37: flotilla.admin.ExplainRequest
-	(*ExplainReply)(nil),             // 38: flotilla.admin.ExplainReply
-	(*PauseRequest)(nil),             // 39: flotilla.admin.PauseRequest
-	(*PauseReply)(nil),               // 40: flotilla.admin.PauseReply
-	(*GetRulesRequest)(nil),          // 41: flotilla.admin.GetRulesRequest
-	(*GetRulesReply)(nil),            // 42: flotilla.admin.GetRulesReply
-	(*SetRulesRequest)(nil),          // 43: flotilla.admin.SetRulesRequest
-	(*SetRulesReply)(nil),            // 44: flotilla.admin.SetRulesReply
-	(*metapb.NodeDescriptor)(nil),    // 45: flotilla.meta.NodeDescriptor
-	(metapb.NodeStanding)(0),         // 46: flotilla.meta.NodeStanding
-	(*metapb.RangeDescriptor)(nil),   // 47: flotilla.meta.RangeDescriptor
-	(*metapb.RangeStats)(nil),        // 48: flotilla.meta.RangeStats
-	(*metapb.PlacementSettings)(nil), // 49: flotilla.meta.PlacementSettings
-	(*metapb.RuleSet)(nil),           // 50: flotilla.meta.RuleSet
-	(*metapb.NodeReport)(nil),        // 51: flotilla.meta.NodeReport
-	(*metapb.NodeReportReply)(nil),   // 52: flotilla.meta.NodeReportReply
+	(*ScatterProgress)(nil),          // 34: flotilla.admin.ScatterProgress
+	(*Operator)(nil),                 // 35: flotilla.admin.Operator
+	(*OperatorsRequest)(nil),         // 36: flotilla.admin.OperatorsRequest
+	(*OperatorsReply)(nil),           // 37: flotilla.admin.OperatorsReply
+	(*ExplainRequest)(nil),           // 38: flotilla.admin.ExplainRequest
+	(*ExplainReply)(nil),             // 39: flotilla.admin.ExplainReply
+	(*PauseRequest)(nil),             // 40: flotilla.admin.PauseRequest
+	(*PauseReply)(nil),               // 41: flotilla.admin.PauseReply
+	(*GetRulesRequest)(nil),          // 42: flotilla.admin.GetRulesRequest
+	(*GetRulesReply)(nil),            // 43: flotilla.admin.GetRulesReply
+	(*SetRulesRequest)(nil),          // 44: flotilla.admin.SetRulesRequest
+	(*SetRulesReply)(nil),            // 45: flotilla.admin.SetRulesReply
+	(*HeldRequest)(nil),              // 46: flotilla.admin.HeldRequest
+	(*HeldReply)(nil),                // 47: flotilla.admin.HeldReply
+	(*metapb.NodeDescriptor)(nil),    // 48: flotilla.meta.NodeDescriptor
+	(metapb.NodeStanding)(0),         // 49: flotilla.meta.NodeStanding
+	(*metapb.RangeDescriptor)(nil),   // 50: flotilla.meta.RangeDescriptor
+	(*metapb.RangeStats)(nil),        // 51: flotilla.meta.RangeStats
+	(*metapb.PlacementSettings)(nil), // 52: flotilla.meta.PlacementSettings
+	(*metapb.RuleSet)(nil),           // 53: flotilla.meta.RuleSet
+	(*metapb.NodeReport)(nil),        // 54: flotilla.meta.NodeReport
+	(*metapb.NodeReportReply)(nil),   // 55: flotilla.meta.NodeReportReply
 }
 var file_proto_adminpb_admin_proto_depIdxs = []int32{
 	1,  // 0: flotilla.admin.NodeSupport.pairs:type_name -> flotilla.admin.SupportPair
-	45, // 1: flotilla.admin.NodeStatus.node:type_name -> flotilla.meta.NodeDescriptor
+	48, // 1: flotilla.admin.NodeStatus.node:type_name -> flotilla.meta.NodeDescriptor
 	2,  // 2: flotilla.admin.NodeStatus.support:type_name -> flotilla.admin.NodeSupport
-	46, // 3: flotilla.admin.NodeStatus.standing:type_name -> flotilla.meta.NodeStanding
+	49, // 3: flotilla.admin.NodeStatus.standing:type_name -> flotilla.meta.NodeStanding
 	3,  // 4: flotilla.admin.StatusReply.nodes:type_name -> flotilla.admin.NodeStatus
-	47, // 5: flotilla.admin.RangeInfo.descriptor:type_name -> flotilla.meta.RangeDescriptor
-	48, // 6: flotilla.admin.RangeInfo.stats:type_name -> flotilla.meta.RangeStats
+	50, // 5: flotilla.admin.RangeInfo.descriptor:type_name -> flotilla.meta.RangeDescriptor
+	51, // 6: flotilla.admin.RangeInfo.stats:type_name -> flotilla.meta.RangeStats
 	6,  // 7: flotilla.admin.LookupReply.ranges:type_name -> flotilla.admin.RangeInfo
-	45, // 8: flotilla.admin.LookupReply.nodes:type_name -> flotilla.meta.NodeDescriptor
+	48, // 8: flotilla.admin.LookupReply.nodes:type_name -> flotilla.meta.NodeDescriptor
 	6,  // 9: flotilla.admin.ListRangesReply.ranges:type_name -> flotilla.admin.RangeInfo
 	6,  // 10: flotilla.admin.ShowRangeReply.range:type_name -> flotilla.admin.RangeInfo
 	11, // 11: flotilla.admin.ShowRangeReply.replicas:type_name -> flotilla.admin.ReplicaInfo
-	47, // 12: flotilla.admin.SplitRangeReply.left:type_name -> flotilla.meta.RangeDescriptor
-	47, // 13: flotilla.admin.SplitRangeReply.right:type_name -> flotilla.meta.RangeDescriptor
-	45, // 14: flotilla.admin.JoinRequest.node:type_name -> flotilla.meta.NodeDescriptor
-	45, // 15: flotilla.admin.JoinReply.nodes:type_name -> flotilla.meta.NodeDescriptor
-	47, // 16: flotilla.admin.JoinReply.system_range:type_name -> flotilla.meta.RangeDescriptor
-	46, // 17: flotilla.admin.SetStandingRequest.standing:type_name -> flotilla.meta.NodeStanding
+	50, // 12: flotilla.admin.SplitRangeReply.left:type_name -> flotilla.meta.RangeDescriptor
+	50, // 13: flotilla.admin.SplitRangeReply.right:type_name -> flotilla.meta.RangeDescriptor
+	48, // 14: flotilla.admin.JoinRequest.node:type_name -> flotilla.meta.NodeDescriptor
+	48, // 15: flotilla.admin.JoinReply.nodes:type_name -> flotilla.meta.NodeDescriptor
+	50, // 16: flotilla.admin.JoinReply.system_range:type_name -> flotilla.meta.RangeDescriptor
+	49, // 17: flotilla.admin.SetStandingRequest.standing:type_name -> flotilla.meta.NodeStanding
 	26, // 18: flotilla.admin.SetStandingReply.node:type_name -> flotilla.admin.NodeProgress
 	3,  // 19: flotilla.admin.NodeProgress.status:type_name -> flotilla.admin.NodeStatus
 	26, // 20: flotilla.admin.NodesReply.nodes:type_name -> flotilla.admin.NodeProgress
@@ -3472,54 +3817,59 @@ var file_proto_adminpb_admin_proto_depIdxs = []int32{
 	30, // 22: flotilla.admin.OperateRequest.relocate:type_name -> flotilla.admin.Relocate
 	31, // 23: flotilla.admin.OperateRequest.scatter:type_name -> flotilla.admin.Scatter
 	32, // 24: flotilla.admin.OperateRequest.transfer:type_name -> flotilla.admin.TransferTo
-	34, // 25: flotilla.admin.OperateReply.operators:type_name -> flotilla.admin.Operator
-	34, // 26: flotilla.admin.OperatorsReply.operators:type_name -> flotilla.admin.Operator
-	6,  // 27: flotilla.admin.ExplainReply.range:type_name -> flotilla.admin.RangeInfo
-	49, // 28: flotilla.admin.PauseReply.settings:type_name -> flotilla.meta.PlacementSettings
-	50, // 29: flotilla.admin.GetRulesReply.rules:type_name -> flotilla.meta.RuleSet
-	50, // 30: flotilla.admin.SetRulesRequest.rules:type_name -> flotilla.meta.RuleSet
-	50, // 31: flotilla.admin.SetRulesReply.rules:type_name -> flotilla.meta.RuleSet
-	0,  // 32: flotilla.admin.Admin.Status:input_type -> flotilla.admin.StatusRequest
-	5,  // 33: flotilla.admin.Admin.Lookup:input_type -> flotilla.admin.LookupRequest
-	8,  // 34: flotilla.admin.Admin.ListRanges:input_type -> flotilla.admin.ListRangesRequest
-	10, // 35: flotilla.admin.Admin.ShowRange:input_type -> flotilla.admin.ShowRangeRequest
-	13, // 36: flotilla.admin.Admin.SplitRange:input_type -> flotilla.admin.SplitRangeRequest
-	15, // 37: flotilla.admin.Admin.TransferLeader:input_type -> flotilla.admin.TransferLeaderRequest
-	23, // 38: flotilla.admin.Admin.SetStanding:input_type -> flotilla.admin.SetStandingRequest
-	25, // 39: flotilla.admin.Admin.Nodes:input_type -> flotilla.admin.NodesRequest
-	28, // 40: flotilla.admin.Admin.Operate:input_type -> flotilla.admin.OperateRequest
-	35, // 41: flotilla.admin.Admin.Operators:input_type -> flotilla.admin.OperatorsRequest
-	37, // 42: flotilla.admin.Admin.Explain:input_type -> flotilla.admin.ExplainRequest
-	39, // 43: flotilla.admin.Admin.Pause:input_type -> flotilla.admin.PauseRequest
-	41, // 44: flotilla.admin.Admin.GetRules:input_type -> flotilla.admin.GetRulesRequest
-	43, // 45: flotilla.admin.Admin.SetRules:input_type -> flotilla.admin.SetRulesRequest
-	17, // 46: flotilla.admin.Control.Join:input_type -> flotilla.admin.JoinRequest
-	51, // 47: flotilla.admin.Control.Report:input_type -> flotilla.meta.NodeReport
-	21, // 48: flotilla.admin.Control.AllocateRangeIDs:input_type -> flotilla.admin.AllocateRangeIDsRequest
-	19, // 49: flotilla.admin.Control.Time:input_type -> flotilla.admin.TimeRequest
-	4,  // 50: flotilla.admin.Admin.Status:output_type -> flotilla.admin.StatusReply
-	7,  // 51: flotilla.admin.Admin.Lookup:output_type -> flotilla.admin.LookupReply
-	9,  // 52: flotilla.admin.Admin.ListRanges:output_type -> flotilla.admin.ListRangesReply
-	12, // 53: flotilla.admin.Admin.ShowRange:output_type -> flotilla.admin.ShowRangeReply
-	14, // 54: flotilla.admin.Admin.SplitRange:output_type -> flotilla.admin.SplitRangeReply
-	16, // 55: flotilla.admin.Admin.TransferLeader:output_type -> flotilla.admin.TransferLeaderReply
-	24, // 56: flotilla.admin.Admin.SetStanding:output_type -> flotilla.admin.SetStandingReply
-	27, // 57: flotilla.admin.Admin.Nodes:output_type -> flotilla.admin.NodesReply
-	33, // 58: flotilla.admin.Admin.Operate:output_type -> flotilla.admin.OperateReply
-	36, // 59: flotilla.admin.Admin.Operators:output_type -> flotilla.admin.OperatorsReply
-	38, // 60: flotilla.admin.Admin.Explain:output_type -> flotilla.admin.ExplainReply
-	40, // 61: flotilla.admin.Admin.Pause:output_type -> flotilla.admin.PauseReply
-	42, // 62: flotilla.admin.Admin.GetRules:output_type -> flotilla.admin.GetRulesReply
-	44, // 63: flotilla.admin.Admin.SetRules:output_type -> flotilla.admin.SetRulesReply
-	18, // 64: flotilla.admin.Control.Join:output_type -> flotilla.admin.JoinReply
-	52, // 65: flotilla.admin.Control.Report:output_type -> flotilla.meta.NodeReportReply
-	22, // 66: flotilla.admin.Control.AllocateRangeIDs:output_type -> flotilla.admin.AllocateRangeIDsReply
-	20, // 67: flotilla.admin.Control.Time:output_type -> flotilla.admin.TimeReply
-	50, // [50:68] is the sub-list for method output_type
-	32, // [32:50] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	35, // 25: flotilla.admin.OperateReply.operators:type_name -> flotilla.admin.Operator
+	34, // 26: flotilla.admin.OperateReply.scatter:type_name -> flotilla.admin.ScatterProgress
+	35, // 27: flotilla.admin.OperatorsReply.operators:type_name -> flotilla.admin.Operator
+	34, // 28: flotilla.admin.OperatorsReply.scatter:type_name -> flotilla.admin.ScatterProgress
+	6,  // 29: flotilla.admin.ExplainReply.range:type_name -> flotilla.admin.RangeInfo
+	52, // 30: flotilla.admin.PauseReply.settings:type_name -> flotilla.meta.PlacementSettings
+	53, // 31: flotilla.admin.GetRulesReply.rules:type_name -> flotilla.meta.RuleSet
+	53, // 32: flotilla.admin.SetRulesRequest.rules:type_name -> flotilla.meta.RuleSet
+	53, // 33: flotilla.admin.SetRulesReply.rules:type_name -> flotilla.meta.RuleSet
+	51, // 34: flotilla.admin.HeldReply.stats:type_name -> flotilla.meta.RangeStats
+	0,  // 35: flotilla.admin.Admin.Status:input_type -> flotilla.admin.StatusRequest
+	5,  // 36: flotilla.admin.Admin.Lookup:input_type -> flotilla.admin.LookupRequest
+	8,  // 37: flotilla.admin.Admin.ListRanges:input_type -> flotilla.admin.ListRangesRequest
+	10, // 38: flotilla.admin.Admin.ShowRange:input_type -> flotilla.admin.ShowRangeRequest
+	13, // 39: flotilla.admin.Admin.SplitRange:input_type -> flotilla.admin.SplitRangeRequest
+	15, // 40: flotilla.admin.Admin.TransferLeader:input_type -> flotilla.admin.TransferLeaderRequest
+	23, // 41: flotilla.admin.Admin.SetStanding:input_type -> flotilla.admin.SetStandingRequest
+	25, // 42: flotilla.admin.Admin.Nodes:input_type -> flotilla.admin.NodesRequest
+	28, // 43: flotilla.admin.Admin.Operate:input_type -> flotilla.admin.OperateRequest
+	36, // 44: flotilla.admin.Admin.Operators:input_type -> flotilla.admin.OperatorsRequest
+	38, // 45: flotilla.admin.Admin.Explain:input_type -> flotilla.admin.ExplainRequest
+	40, // 46: flotilla.admin.Admin.Pause:input_type -> flotilla.admin.PauseRequest
+	42, // 47: flotilla.admin.Admin.GetRules:input_type -> flotilla.admin.GetRulesRequest
+	44, // 48: flotilla.admin.Admin.SetRules:input_type -> flotilla.admin.SetRulesRequest
+	17, // 49: flotilla.admin.Control.Join:input_type -> flotilla.admin.JoinRequest
+	54, // 50: flotilla.admin.Control.Report:input_type -> flotilla.meta.NodeReport
+	21, // 51: flotilla.admin.Control.AllocateRangeIDs:input_type -> flotilla.admin.AllocateRangeIDsRequest
+	19, // 52: flotilla.admin.Control.Time:input_type -> flotilla.admin.TimeRequest
+	46, // 53: flotilla.admin.Control.Held:input_type -> flotilla.admin.HeldRequest
+	4,  // 54: flotilla.admin.Admin.Status:output_type -> flotilla.admin.StatusReply
+	7,  // 55: flotilla.admin.Admin.Lookup:output_type -> flotilla.admin.LookupReply
+	9,  // 56: flotilla.admin.Admin.ListRanges:output_type -> flotilla.admin.ListRangesReply
+	12, // 57: flotilla.admin.Admin.ShowRange:output_type -> flotilla.admin.ShowRangeReply
+	14, // 58: flotilla.admin.Admin.SplitRange:output_type -> flotilla.admin.SplitRangeReply
+	16, // 59: flotilla.admin.Admin.TransferLeader:output_type -> flotilla.admin.TransferLeaderReply
+	24, // 60: flotilla.admin.Admin.SetStanding:output_type -> flotilla.admin.SetStandingReply
+	27, // 61: flotilla.admin.Admin.Nodes:output_type -> flotilla.admin.NodesReply
+	33, // 62: flotilla.admin.Admin.Operate:output_type -> flotilla.admin.OperateReply
+	37, // 63: flotilla.admin.Admin.Operators:output_type -> flotilla.admin.OperatorsReply
+	39, // 64: flotilla.admin.Admin.Explain:output_type -> flotilla.admin.ExplainReply
+	41, // 65: flotilla.admin.Admin.Pause:output_type -> flotilla.admin.PauseReply
+	43, // 66: flotilla.admin.Admin.GetRules:output_type -> flotilla.admin.GetRulesReply
+	45, // 67: flotilla.admin.Admin.SetRules:output_type -> flotilla.admin.SetRulesReply
+	18, // 68: flotilla.admin.Control.Join:output_type -> flotilla.admin.JoinReply
+	55, // 69: flotilla.admin.Control.Report:output_type -> flotilla.meta.NodeReportReply
+	22, // 70: flotilla.admin.Control.AllocateRangeIDs:output_type -> flotilla.admin.AllocateRangeIDsReply
+	20, // 71: flotilla.admin.Control.Time:output_type -> flotilla.admin.TimeReply
+	47, // 72: flotilla.admin.Control.Held:output_type -> flotilla.admin.HeldReply
+	54, // [54:73] is the sub-list for method output_type
+	35, // [35:54] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_proto_adminpb_admin_proto_init() }
@@ -3527,6 +3877,7 @@ func file_proto_adminpb_admin_proto_init() {
 	if File_proto_adminpb_admin_proto != nil {
 		return
 	}
+	file_proto_adminpb_admin_proto_msgTypes[13].OneofWrappers = []any{}
 	file_proto_adminpb_admin_proto_msgTypes[28].OneofWrappers = []any{
 		(*OperateRequest_Merge)(nil),
 		(*OperateRequest_Relocate)(nil),
@@ -3539,7 +3890,7 @@ func file_proto_adminpb_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_adminpb_admin_proto_rawDesc), len(file_proto_adminpb_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -51,6 +51,7 @@ type AdminClient interface {
 	ListRanges(ctx context.Context, in *ListRangesRequest, opts ...grpc.CallOption) (*ListRangesReply, error)
 	ShowRange(ctx context.Context, in *ShowRangeRequest, opts ...grpc.CallOption) (*ShowRangeReply, error)
 	SplitRange(ctx context.Context, in *SplitRangeRequest, opts ...grpc.CallOption) (*SplitRangeReply, error)
+	// TransferLeader is Operate with a transfer, which it does not wait for.
 	TransferLeader(ctx context.Context, in *TransferLeaderRequest, opts ...grpc.CallOption) (*TransferLeaderReply, error)
 	// SetStanding drains a node, lets it serve again, or decommissions it. It says
 	// at once whether the cluster accepts that; Nodes tells how far it has come.
@@ -227,6 +228,7 @@ type AdminServer interface {
 	ListRanges(context.Context, *ListRangesRequest) (*ListRangesReply, error)
 	ShowRange(context.Context, *ShowRangeRequest) (*ShowRangeReply, error)
 	SplitRange(context.Context, *SplitRangeRequest) (*SplitRangeReply, error)
+	// TransferLeader is Operate with a transfer, which it does not wait for.
 	TransferLeader(context.Context, *TransferLeaderRequest) (*TransferLeaderReply, error)
 	// SetStanding drains a node, lets it serve again, or decommissions it. It says
 	// at once whether the cluster accepts that; Nodes tells how far it has come.
@@ -638,6 +640,7 @@ const (
 	Control_Report_FullMethodName           = "/flotilla.admin.Control/Report"
 	Control_AllocateRangeIDs_FullMethodName = "/flotilla.admin.Control/AllocateRangeIDs"
 	Control_Time_FullMethodName             = "/flotilla.admin.Control/Time"
+	Control_Held_FullMethodName             = "/flotilla.admin.Control/Held"
 )
 
 // ControlClient is the client API for Control service.
@@ -652,6 +655,9 @@ type ControlClient interface {
 	// Time is answered by nodes that are still starting, too, and carries no stamps:
 	// it is what a node asks before it has a clock.
 	Time(ctx context.Context, in *TimeRequest, opts ...grpc.CallOption) (*TimeReply, error)
+	// Held is what a node's replica of a range held at an index, for the comparison of
+	// replicas.
+	Held(ctx context.Context, in *HeldRequest, opts ...grpc.CallOption) (*HeldReply, error)
 }
 
 type controlClient struct {
@@ -702,6 +708,16 @@ func (c *controlClient) Time(ctx context.Context, in *TimeRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *controlClient) Held(ctx context.Context, in *HeldRequest, opts ...grpc.CallOption) (*HeldReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HeldReply)
+	err := c.cc.Invoke(ctx, Control_Held_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -714,6 +730,9 @@ type ControlServer interface {
 	// Time is answered by nodes that are still starting, too, and carries no stamps:
 	// it is what a node asks before it has a clock.
 	Time(context.Context, *TimeRequest) (*TimeReply, error)
+	// Held is what a node's replica of a range held at an index, for the comparison of
+	// replicas.
+	Held(context.Context, *HeldRequest) (*HeldReply, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -735,6 +754,9 @@ func (UnimplementedControlServer) AllocateRangeIDs(context.Context, *AllocateRan
 }
 func (UnimplementedControlServer) Time(context.Context, *TimeRequest) (*TimeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Time not implemented")
+}
+func (UnimplementedControlServer) Held(context.Context, *HeldRequest) (*HeldReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Held not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -829,6 +851,24 @@ func _Control_Time_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Held_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HeldRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Held(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Held_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Held(ctx, req.(*HeldRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -851,6 +891,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Time",
 			Handler:    _Control_Time_Handler,
+		},
+		{
+			MethodName: "Held",
+			Handler:    _Control_Held_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

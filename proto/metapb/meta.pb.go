@@ -327,6 +327,10 @@ type RangeDescriptor struct {
 	Replicas      []*Replica             `protobuf:"bytes,5,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	NextReplicaId uint64                 `protobuf:"varint,6,opt,name=next_replica_id,json=nextReplicaId,proto3" json:"next_replica_id,omitempty"`
 	Merge         *MergeMark             `protobuf:"bytes,7,opt,name=merge,proto3" json:"merge,omitempty"` // absent: no merge is under way
+	// Somebody asked for the split at start: until then, in milliseconds of the wall
+	// clock, placement does not merge the range into its left neighbour. 0: nobody
+	// did; the largest number: for ever. No safety rests on it.
+	StickyUntil   int64 `protobuf:"varint,8,opt,name=sticky_until,json=stickyUntil,proto3" json:"sticky_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -408,6 +412,13 @@ func (x *RangeDescriptor) GetMerge() *MergeMark {
 		return x.Merge
 	}
 	return nil
+}
+
+func (x *RangeDescriptor) GetStickyUntil() int64 {
+	if x != nil {
+		return x.StickyUntil
+	}
+	return 0
 }
 
 // MergeMark stands in the descriptors of two ranges that are being merged. The
@@ -1352,14 +1363,17 @@ func (x *Order) GetDemoteReplicaId() uint64 {
 
 // Rule says how the ranges of a span are to be placed.
 type Rule struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`          // unique
-	Prefix        []byte                 `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`      // of users' keys; empty: all keys
-	Replicas      uint32                 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"` // voters: 1, 3, 5 or 7
-	Require       []string               `protobuf:"bytes,4,rep,name=require,proto3" json:"require,omitempty"`    // locality labels, key=value, that every copy's node must have
-	Forbid        []string               `protobuf:"bytes,5,rep,name=forbid,proto3" json:"forbid,omitempty"`      // labels that no copy's node may have
-	Spread        string                 `protobuf:"bytes,6,opt,name=spread,proto3" json:"spread,omitempty"`      // label key, such as zone: copies stand apart by its value
-	Leaders       []string               `protobuf:"bytes,7,rep,name=leaders,proto3" json:"leaders,omitempty"`    // labels, the best first, where leaders should be
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`          // unique
+	Prefix   []byte                 `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`      // of users' keys; empty: all keys
+	Replicas uint32                 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"` // voters: 1, 3, 5 or 7
+	Require  []string               `protobuf:"bytes,4,rep,name=require,proto3" json:"require,omitempty"`    // locality labels, key=value, that every copy's node must have
+	Forbid   []string               `protobuf:"bytes,5,rep,name=forbid,proto3" json:"forbid,omitempty"`      // labels that no copy's node may have
+	Spread   string                 `protobuf:"bytes,6,opt,name=spread,proto3" json:"spread,omitempty"`      // label key, such as zone: copies stand apart by its value
+	Leaders  []string               `protobuf:"bytes,7,rep,name=leaders,proto3" json:"leaders,omitempty"`    // labels, the best first, where leaders should be
+	// Label key: no place by it is ever given a majority of the copies, for repair neither;
+	// rather a copy is missing until there is a node elsewhere.
+	Isolation     string `protobuf:"bytes,8,opt,name=isolation,proto3" json:"isolation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1441,6 +1455,13 @@ func (x *Rule) GetLeaders() []string {
 		return x.Leaders
 	}
 	return nil
+}
+
+func (x *Rule) GetIsolation() string {
+	if x != nil {
+		return x.Isolation
+	}
+	return ""
 }
 
 // RuleSet is all rules. The longest prefix that a key has decides; the rule
@@ -1777,7 +1798,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x02 \x01(\x04R\treplicaId\x12.\n" +
-	"\x04role\x18\x03 \x01(\x0e2\x1a.flotilla.meta.ReplicaRoleR\x04role\"\x80\x02\n" +
+	"\x04role\x18\x03 \x01(\x0e2\x1a.flotilla.meta.ReplicaRoleR\x04role\"\xa3\x02\n" +
 	"\x0fRangeDescriptor\x12\x19\n" +
 	"\brange_id\x18\x01 \x01(\x04R\arangeId\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\fR\x05start\x12\x10\n" +
@@ -1787,7 +1808,8 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"generation\x122\n" +
 	"\breplicas\x18\x05 \x03(\v2\x16.flotilla.meta.ReplicaR\breplicas\x12&\n" +
 	"\x0fnext_replica_id\x18\x06 \x01(\x04R\rnextReplicaId\x12.\n" +
-	"\x05merge\x18\a \x01(\v2\x18.flotilla.meta.MergeMarkR\x05merge\"\xa2\x01\n" +
+	"\x05merge\x18\a \x01(\v2\x18.flotilla.meta.MergeMarkR\x05merge\x12!\n" +
+	"\fsticky_until\x18\b \x01(\x03R\vstickyUntil\"\xa2\x01\n" +
 	"\tMergeMark\x12/\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x19.flotilla.meta.MergePhaseR\x05phase\x12\x19\n" +
 	"\brange_id\x18\x02 \x01(\x04R\arangeId\x12\x1e\n" +
@@ -1892,7 +1914,7 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\x0eother_range_id\x18\b \x01(\x04R\fotherRangeId\x12)\n" +
 	"\x10other_generation\x18\t \x01(\x04R\x0fotherGeneration\x12*\n" +
 	"\x11demote_replica_id\x18\n" +
-	" \x01(\x04R\x0fdemoteReplicaId\"\xb2\x01\n" +
+	" \x01(\x04R\x0fdemoteReplicaId\"\xd0\x01\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06prefix\x18\x02 \x01(\fR\x06prefix\x12\x1a\n" +
@@ -1900,7 +1922,8 @@ const file_proto_metapb_meta_proto_rawDesc = "" +
 	"\arequire\x18\x04 \x03(\tR\arequire\x12\x16\n" +
 	"\x06forbid\x18\x05 \x03(\tR\x06forbid\x12\x16\n" +
 	"\x06spread\x18\x06 \x01(\tR\x06spread\x12\x18\n" +
-	"\aleaders\x18\a \x03(\tR\aleaders\"N\n" +
+	"\aleaders\x18\a \x03(\tR\aleaders\x12\x1c\n" +
+	"\tisolation\x18\b \x01(\tR\tisolation\"N\n" +
 	"\aRuleSet\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12)\n" +
 	"\x05rules\x18\x02 \x03(\v2\x13.flotilla.meta.RuleR\x05rules\"H\n" +
