@@ -367,7 +367,7 @@ func (c *cluster) moveSteps(r *rangeState, from, to ids.NodeID) []step {
 		return append(steps, step{kind: transferLeader, node: heir.id},
 			step{kind: swap, node: to, from: from}, step{kind: removeLearner, node: from})
 	}
-	if voters(r) > 1 {
+	if voters(r) > 1 || !c.nodes[to].mayLead() {
 		return nil
 	}
 	// The only copy: for a moment there are two voters.

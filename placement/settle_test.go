@@ -154,3 +154,26 @@ func TestANewDriverDoesNotCallANodeDrainedThatItKnowsNothingOf(t *testing.T) {
 		t.Fatalf("with a gap in the directory: %v", p)
 	}
 }
+
+// Seed 5000029 of the simulation: the only copy of a range goes where it can be led. On a
+// node that is not given leaders yet it would be made, given up when the time is over, and
+// made again.
+func TestAnOnlyCopyDoesNotMoveToANodeThatMayNotLeadYet(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 92, 3)
+	w.run(2 * time.Second)
+	w.join()
+	w.run(20 * time.Second)
+	w.set(&metapb.Rule{Name: "all", Replicas: 1})
+	w.run(time.Minute)
+	c := w.node(w.driver).d.cluster
+	r := c.dir.byID[2]
+	from, to := r.leader, 3-r.leader
+	if c.moveSteps(r, from, to) == nil {
+		t.Fatal("it cannot move although all is well")
+	}
+	c.nodes[to].phase = phaseLive
+	if steps := c.moveSteps(r, from, to); steps != nil {
+		t.Fatalf("to a node that has just come up: %v", steps)
+	}
+}
