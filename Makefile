@@ -68,7 +68,8 @@ sim: ## simulated clusters with faults: SEEDS=40 FIRST=1
 
 .PHONY: canary
 canary: ## plant known bugs and demand that the simulation finds each
-	$(GO) test -count=1 -timeout 60m -tags canary ./internal/canary ./support ./multiraft ./ranges ./internal/sim \
+	$(GO) test -count=1 -timeout 60m -tags canary ./internal/canary ./support ./multiraft ./ranges ./rpc \
+	  ./internal/sim \
 	  -run 'Canary|Planted|Misspelled|SwitchedOff'
 
 .PHONY: test-process

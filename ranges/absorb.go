@@ -148,7 +148,7 @@ func (r *Replica) publishAbsorb(next *state, a *stagedAbsorb) {
 		leaving.end = next.desc.GetEnd()
 		t.mu.dying[r.id] = leaving
 	}
-	r.state.Store(next)
+	r.publish(next)
 	t.mu.Unlock()
 	if next.lead.mine {
 		// The identities of the right half's writes are on disk, not in memory. All
@@ -181,7 +181,7 @@ func (t *Table) dismissed(x *Replica, into ids.RangeID) {
 		t.leaders.Add(-1)
 	}
 	s.destroyed, s.into, s.lead = true, into, leadership{}
-	x.state.Store(&s)
+	x.publish(&s)
 	x.abandon() // who waits for the merge is sent to the range that is here now
 	x.back.close()
 	if err := t.eraseRecords(x.id); err != nil {

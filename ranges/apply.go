@@ -206,7 +206,7 @@ func (r *Replica) Applied() {
 	case s.absorb != nil:
 		r.publishAbsorb(s.next, s.absorb)
 	default:
-		r.state.Store(s.next)
+		r.publish(s.next)
 	}
 	if s.sum {
 		r.takeSum(s.next)

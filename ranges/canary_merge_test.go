@@ -28,7 +28,9 @@ func plantedMerges() []plantedCase {
 		}},
 		{canary.FrozenServes, func(t *testing.T) bool {
 			w, l, away, right, _ := stuck(t)
-			return servedFrozen(w.frozenElsewhere(l, away, right))
+			served := servedFrozen(w.frozenElsewhere(l, away, right))
+			read, written := readAfterTheDecision(t)
+			return served && written <= read // R9j
 		}},
 		{canary.GoneObeyed, func(t *testing.T) bool {
 			w, _, behind, right := misses(t)

@@ -22,3 +22,19 @@ func (t *Table) EachLease(f func(id ids.RangeID, term ids.Term)) {
 		}
 	}
 }
+
+// WalkLeases returns how many ranges are led here, and for how many of them reads need
+// no quorum now, by asking each. For tests and the simulator; Leases is for the rest.
+func (t *Table) WalkLeases() (held, led int) {
+	for _, r := range t.all() {
+		s := r.state.Load()
+		if !s.leads() {
+			continue
+		}
+		led++
+		if r.holdsLease(s.lead.term, 0) {
+			held++
+		}
+	}
+	return held, led
+}

@@ -138,7 +138,7 @@ func TestTableCountsItsLeases(t *testing.T) {
 		}
 		return multiraft.LeaseHeld
 	}
-	if held, led := w.nodes[1].table.Leases(); held != 1 || led != 2 {
+	if held, led := w.nodes[1].table.WalkLeases(); held != 1 || led != 2 {
 		t.Fatalf("%d of %d", held, led)
 	}
 }

@@ -46,7 +46,7 @@ var _ multiraft.StateMachine = (*Replica)(nil)
 
 func newReplica(t *Table, id ids.RangeID, self ids.ReplicaID, s *state) *Replica {
 	r := &Replica{id: id, self: self, table: t}
-	r.state.Store(s)
+	r.publish(s)
 	return r
 }
 
@@ -124,7 +124,7 @@ func (r *Replica) Changed(status multiraft.Status) {
 	}
 	s := *old
 	s.lead = lead
-	r.state.Store(&s)
+	r.publish(&s)
 	if old.lead.mine && (!lead.mine || lead.term != old.lead.term) {
 		r.table.leaders.Add(-1)
 		r.abandon()
@@ -148,7 +148,7 @@ func (r *Replica) becomeReady() {
 	// issued from now on is above this.
 	next.lead.lowWater = r.table.cfg.Clock.Peek()
 	r.recent.start(next.lead.lowWater, s.applied)
-	r.state.Store(&next)
+	r.publish(&next)
 	r.upkeep.lead(r.table.cfg.Physical.Monotonic())
 }
 

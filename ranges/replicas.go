@@ -268,6 +268,6 @@ func (r *Replica) setHeir(id ids.ReplicaID) {
 	if s := r.state.Load(); s.lead.heir != id {
 		next := *s
 		next.lead.heir = id
-		r.state.Store(&next)
+		r.publish(&next)
 	}
 }

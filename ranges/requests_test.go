@@ -127,6 +127,7 @@ func (w *world) check() {
 			seen[k] = s.data
 		}
 		n.checkQuiet()
+		n.counted()
 	}
 }
 

@@ -91,20 +91,3 @@ func (t *Table) SettleRowCache() { t.rows.Settle() }
 
 // RowCache returns what the cache of hot rows did; all zero without one.
 func (t *Table) RowCache() rowcache.Stats { return t.rows.Stats() }
-
-// Leases returns how many ranges are led here, and for how many of them reads
-// need no quorum now. It looks at every replica: for whoever asks to see it, not
-// for a loop. Any goroutine.
-func (t *Table) Leases() (held, led int) {
-	for _, r := range t.all() {
-		s := r.state.Load()
-		if !s.leads() {
-			continue
-		}
-		led++
-		if r.holdsLease(s.lead.term, 0) {
-			held++
-		}
-	}
-	return held, led
-}

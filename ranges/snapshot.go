@@ -232,14 +232,14 @@ func (t *Table) placeRestored(r *Replica, next *state) (subsumed []*Replica, err
 		if leaving, ok := t.mu.dying[r.id]; ok {
 			leaving.start, leaving.end = next.desc.GetStart(), next.desc.GetEnd()
 			t.mu.dying[r.id] = leaving
-			r.state.Store(next)
+			r.publish(next)
 		}
 		return subsumed, nil
 	}
 	if old := r.descriptor(); old != nil {
 		t.mu.spans.remove(old.GetStart())
 	}
-	r.state.Store(next)
+	r.publish(next)
 	t.mu.spans.set(r)
 	return subsumed, nil
 }

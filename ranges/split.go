@@ -392,7 +392,7 @@ func (t *Table) publishSplit(left *Replica, next *state, sp *stagedSplit) {
 	}
 	var right *Replica
 	t.mu.Lock()
-	left.state.Store(next)
+	left.publish(next)
 	if sp.right == nil {
 		left.reads.replaced()
 	}

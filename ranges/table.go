@@ -28,6 +28,7 @@ type Table struct {
 	shared  sharing
 	dirty   dirtySet
 	checks  checks
+	census  census
 	stripes stripes         // of writes in flight
 	rows    *rowcache.Cache // nil: none
 	// lease is groupLease; tests have leases of their own.
@@ -341,7 +342,7 @@ func (t *Table) destroyed(r *Replica, next ids.ReplicaID) {
 	}
 	d := s.desc
 	s.destroyed, s.lead = true, leadership{}
-	r.state.Store(&s) // before the data goes: readers look after they opened
+	r.publish(&s) // before the data goes: readers look after they opened
 	r.abandon()
 	r.back.close()
 	if err := t.erase(r.id, next, d); err != nil {

@@ -272,6 +272,10 @@ func TestRequestsOfAnEarlierLifeAreNotHeard(t *testing.T) {
 	}
 }
 
+// manyFrames bounds what a story waits for: so many frames that were not what it
+// waits for, and it has failed.
+const manyFrames = 2000
+
 func TestARefusedStampDropsTheWholeRequest(t *testing.T) {
 	t.Parallel()
 	book := newBook()
@@ -292,21 +296,30 @@ func TestARefusedStampDropsTheWholeRequest(t *testing.T) {
 	b.clock.SetBound(hlc.New(9000, 0))
 	<-one.grants
 	// n1's clock is carried away, further than n2 tolerates.
+	clock.set(500)
 	far := hlc.New(1900, 0)
 	if err := a.clock.Update(far); err != nil {
 		t.Fatal(err)
 	}
-	clock.set(500)
-	for ts := range refused {
-		if ts >= far {
-			break
+	for ts, heard := hlc.Timestamp(0), 0; ts < far; {
+		select {
+		case ts = <-refused:
+		case <-two.requests: // of before, or heard in spite of its stamp
+			if heard++; heard == manyFrames {
+				t.Fatalf("%d requests were heard and none refused, clock at %d",
+					heard, b.clock.Peek().Wall())
+			}
 		}
 	}
 	for len(two.requests) > 0 {
 		<-two.requests
 	}
-	for range 20 {
-		<-refused // requests come, and are dropped whole
+	for range 20 { // requests come, and are dropped whole
+		select {
+		case <-refused:
+		case <-two.requests:
+			t.Fatal("a request whose stamp was refused was handled")
+		}
 	}
 	if len(two.requests) > 0 || b.clock.Peek() >= far {
 		t.Fatalf("%d requests whose stamp was refused were handled, clock at %d",
@@ -314,7 +327,16 @@ func TestARefusedStampDropsTheWholeRequest(t *testing.T) {
 	}
 	// The clock catches up: it is heard again.
 	clock.set(1000)
-	<-two.requests
+	for again, late := false, 0; !again; {
+		select {
+		case <-two.requests:
+			again = true
+		case <-refused:
+			if late++; late == manyFrames {
+				t.Fatal("requests are refused though the clock has caught up")
+			}
+		}
+	}
 	if now := b.clock.Peek(); now < far {
 		t.Fatalf("a request was handled before its stamp moved the clock, which is at %d", now.Wall())
 	}

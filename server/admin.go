@@ -48,6 +48,7 @@ func (a *adminService) Status(
 		if err != nil {
 			return nil, adminVerdict(err)
 		}
+		correctLive(reply, n.self, n.support.Status())
 		return reply, nil
 	}
 	reply, err := n.settledStatus(ctx, r)
@@ -55,6 +56,8 @@ func (a *adminService) Status(
 		reply = n.localStatus()
 		reply.Problems = append(reply.Problems, "placement does not answer: "+err.Error())
 	}
+	n.hear(ctx, reply)
+	correctLive(reply, n.self, n.support.Status())
 	reply.AnsweredBy, reply.Ready = uint64(n.self), n.ready.Load()
 	if r.GetSupport() {
 		n.addSupport(ctx, reply)

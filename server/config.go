@@ -45,10 +45,11 @@ const (
 	maxValue     = 16 << 20 // a value must fit an entry, an entry a frame
 	maxLocality  = 16
 
-	// A shorter promise would end at every delay of a busy machine; a longer one
-	// would keep the ranges of a dead node without a leader for as long.
+	// A shorter promise would end at every delay of a busy machine. A longer one
+	// would keep the ranges of a dead node without a leader for as long, and a clock
+	// that passed its ceiling might lead by more than peers adopt (R9k).
 	minSupport = 50 * time.Millisecond
-	maxSupport = 10 * time.Second
+	maxSupport = maxAhead - wallOffset
 	// minSupportInterval keeps requests from costing more than what they replace.
 	minSupportInterval = 5 * time.Millisecond
 	// requestsPerSupport: of so many requests in a row one may be late or lost.
@@ -113,6 +114,7 @@ type Config struct {
 	// SupportDuration is how long the other nodes promise to elect nobody in place
 	// of this node's leaders after each request; default 250 ms. When this node
 	// falls silent they begin to elect after that time, less up to one interval.
+	// At least 50 ms, at most 3 s.
 	SupportDuration time.Duration
 	// SupportInterval is between requests; default 75 ms, at most a third of
 	// SupportDuration.
@@ -231,7 +233,8 @@ func (c Config) Validate() error {
 	fault(c.GCWindow > 0, "--gc-window is %v, it must be positive", c.GCWindow)
 	fault(c.DrainTimeout > 0, "--drain-timeout is %v, it must be positive", c.DrainTimeout)
 	fault(c.SupportDuration >= minSupport && c.SupportDuration <= maxSupport,
-		"--support-duration is %v, it must lie between %v and %v",
+		"--support-duration is %v, it must lie between %v and %v: clocks may be moved ahead by as "+
+			"much, and by more they would refuse one another",
 		c.SupportDuration, minSupport, maxSupport)
 	fault(c.SupportInterval >= minSupportInterval &&
 		c.SupportInterval*requestsPerSupport <= c.SupportDuration,

@@ -16,8 +16,10 @@ func (e emitter) raft(m multiraft.Metrics) {
 	e.total("raft_log_syncs", "Syncs of the log begun.", m.Syncs)
 	e.total("raft_log_syncs_deferred", "Log writes left to a later sync.", m.SyncsDeferred)
 
-	e.total("elections_started", "Elections begun here.", m.Campaigns)
-	e.total("elections_won", "Elections won here.", m.Elections)
+	e.total("elections_started", "Elections begun here, but those that a transfer "+
+		"of leadership began.", m.Campaigns)
+	e.total("elections_won", "Elections won here, also those of transfers: this may be "+
+		"more than were started.", m.Elections)
 
 	e.total("raft_messages_stepped", "Messages given to groups.", m.MessagesIn)
 	e.total("raft_messages_emitted", "Messages that groups sent.", m.MessagesOut)

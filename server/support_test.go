@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flotilla-kv/flotilla/internal/hlc"
 	"github.com/flotilla-kv/flotilla/internal/ids"
 	"github.com/flotilla-kv/flotilla/proto/adminpb"
 	"github.com/flotilla-kv/flotilla/store"
@@ -63,7 +64,7 @@ func TestTwoNodesThatLeadRangesSupportOneAnother(t *testing.T) {
 	t.Parallel()
 	// A busy machine must not end a promise in this story.
 	first := testConfig(t)
-	first.SupportDuration, first.SupportInterval = 5*time.Second, 20*time.Millisecond
+	first.SupportDuration, first.SupportInterval = maxSupport, 20*time.Millisecond
 	n1 := startServer(t, first)
 	joining := first
 	joining.Init, joining.Join = false, []string{n1.s.Addr()}
@@ -157,8 +158,9 @@ func TestSupportFlagsAreValidated(t *testing.T) {
 		{50 * time.Millisecond, 16 * time.Millisecond, true},
 		{50 * time.Millisecond, 17 * time.Millisecond, false}, // more than a third
 		{49 * time.Millisecond, 10 * time.Millisecond, false},
-		{10 * time.Second, time.Second, true},
-		{11 * time.Second, time.Second, false},
+		{3 * time.Second, time.Second, true},
+		{3*time.Second + 1, time.Second, false},
+		{10 * time.Second, time.Second, false},
 		{time.Second, time.Millisecond, false},
 		{time.Second, -time.Second, false},
 	} {
@@ -167,6 +169,25 @@ func TestSupportFlagsAreValidated(t *testing.T) {
 		}.WithDefaults()
 		if err := cfg.Validate(); (err == nil) != c.ok {
 			t.Errorf("%v and %v: %v", c.duration, c.interval, err)
+		}
+	}
+}
+
+// R9k: a node may have passed the ceiling of the longest promise, or have begun at a
+// bound a window ahead. Its stamps are adopted, though this node's wall clock is
+// behind its own by all that is tolerated.
+func TestStampsOfWhoPassedACeilingOrStartedAgainAreAdopted(t *testing.T) {
+	t.Parallel()
+	const wall = 1_000_000
+	for name, lead := range map[string]time.Duration{
+		"ceiling of the longest promise": maxSupport,
+		"bound's window":                 boundWindow,
+	} {
+		clock := hlc.NewHybrid(stillClock{wall: wall}, 1, maxAhead)
+		clock.SetBound(hlc.MaxTimestamp)
+		stamp := hlc.New(wall+(wallOffset+lead).Milliseconds(), 7)
+		if err := clock.Update(stamp); err != nil {
+			t.Errorf("%s: %v ahead of a clock that is %v behind: %v", name, lead, wallOffset, err)
 		}
 	}
 }

@@ -51,10 +51,10 @@ func (n *node) supportOf(ctx context.Context, at ids.NodeID) *adminpb.NodeSuppor
 	return nil
 }
 
-// supportStatus is what this node knows. It walks the ranges that it leads.
+// supportStatus is what this node knows.
 func (n *node) supportStatus() *adminpb.NodeSupport {
 	m := n.host.Metrics()
-	held, led := n.table.Leases()
+	held, led := n.table.Leases(n.supportedBy)
 	s := &adminpb.NodeSupport{
 		DurationSeconds: n.cfg.SupportDuration.Seconds(),
 		LeasesHeld:      uint64(held), LeasesLed: uint64(led),
@@ -68,8 +68,8 @@ func (n *node) supportStatus() *adminpb.NodeSupport {
 	for _, p := range n.support.Status() {
 		s.Pairs = append(s.Pairs, &adminpb.SupportPair{
 			Peer:         uint64(p.Node),
-			PromiseEpoch: uint64(p.PromiseEpoch), PromiseLeftSeconds: p.PromiseLeft.Seconds(),
-			SupportEpoch: uint64(p.SupportEpoch), SupportLeftSeconds: p.SupportLeft.Seconds(),
+			PromiseEpoch: uint64(p.PromiseEpoch), PromiseLeftSeconds: left(p.PromiseLeft),
+			SupportEpoch: uint64(p.SupportEpoch), SupportLeftSeconds: left(p.SupportLeft),
 			Wanted: uint64(max(p.Wanted, 0)), Requests: p.Requests, Grants: p.Grants,
 			WithdrawnExpired: p.WithdrawnExpired, WithdrawnLaterLife: p.WithdrawnLaterLife,
 			WithdrawnUnused: p.WithdrawnUnused, Refused: p.Refused, Spared: p.Spared,
@@ -80,6 +80,17 @@ func (n *node) supportStatus() *adminpb.NodeSupport {
 	}
 	return s
 }
+
+// supportedBy says whether another node supports this one now. Lock-free.
+func (n *node) supportedBy(other ids.NodeID) bool {
+	p := n.support.Peer(other)
+	ok, _ := p.Counts(p.View().Epoch, n.support.Now(), 0)
+	return ok
+}
+
+// left is the time left of support or of a promise, in seconds; 0 once it has run
+// out, however long ago.
+func left(d time.Duration) float64 { return max(0, d).Seconds() }
 
 // clockAhead is the lead of the hybrid clock over the wall clock.
 func (n *node) clockAhead() time.Duration {
@@ -101,9 +112,12 @@ func (n *node) ceilingsShort() bool {
 
 // support sends what is known of the promises between this node and its peers.
 func (e emitter) support(n *node) {
-	held, led := n.table.Leases()
-	e.gauge("leases_held", "Ranges led here whose lease is held.", float64(held))
-	e.gauge("leases_led", "Ranges led here that were looked at.", float64(led))
+	held, led := n.table.Leases(n.supportedBy)
+	e.gauge("leases_held", "Ranges led here that a majority of the voters' nodes supports "+
+		"this node in now: its leases, and any that is being handed over or was just won.",
+		float64(held))
+	e.gauge("leases_led", "Ranges led here that have applied an entry of this leadership: "+
+		"the leases that this node may hold.", float64(led))
 	e.gauge("lease_ceilings_short", "Whether reads are above what peers grant: the wall clock "+
 		"is behind, and reads ask a quorum.", truth(n.ceilingsShort()))
 	e.gauge("support_may_vote", "Whether the wait after the start is over.",
@@ -126,11 +140,11 @@ func (e emitter) pair(s support.Status) {
 	}
 	gauge("promised", "Whether this node promises support to the peer.",
 		truth(s.PromiseEpoch != 0))
-	gauge("promise_left_seconds", "Time until that promise may be withdrawn.",
-		s.PromiseLeft.Seconds())
+	gauge("promise_left_seconds", "Time until that promise may be withdrawn; 0: it may be.",
+		left(s.PromiseLeft))
 	gauge("held", "Whether the peer supports this node.",
 		truth(s.SupportEpoch != 0 && s.SupportLeft > 0))
-	gauge("left_seconds", "Time until that support lapses.", s.SupportLeft.Seconds())
+	gauge("left_seconds", "Time until that support lapses; 0: it has.", left(s.SupportLeft))
 	gauge("ranges", "Ranges with replicas here and on the peer.", float64(s.Wanted))
 	gauge("round_trip_seconds", "Round trip of the last answered request.",
 		s.RoundTrip.Seconds())
@@ -152,7 +166,9 @@ func (e emitter) pair(s support.Status) {
 		{support.LaterLife.String(), s.WithdrawnLaterLife},
 		{"unused", s.WithdrawnUnused},
 	} {
-		e.labelled("support_withdrawn_total", "Promises to the peer that ended.",
+		e.labelled("support_withdrawn_total", "Promises to the peer that ended: it was "+
+			"silent (expired), it was restarted (later life), or it was silent and no replica "+
+			"here followed a leader there (unused), which is no sign of trouble.",
 			prometheus.CounterValue, float64(w.count), []string{"peer", "reason"}, peer, w.reason)
 	}
 }

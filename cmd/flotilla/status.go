@@ -155,15 +155,27 @@ func (s *statusReport) headline() string {
 		plural(s.Ranges, "range"), s.UnderReplicated, s.Leaderless)
 }
 
+// secondsText is how long ago something was, in whole seconds that have passed, as the
+// nodes' own sentences count them.
 func secondsText(s float64) string {
-	return time.Duration(s * float64(time.Second)).Round(time.Second).String()
+	d := time.Duration(s * float64(time.Second)).Truncate(time.Second)
+	if d == 0 {
+		return "<1s"
+	}
+	return d.String()
 }
 
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "How the cluster is, on one screen",
-		Args:  exactArgs(0),
+		Long: `How the cluster is, on one screen.
+
+LEASES are the ranges whose leader reads without asking a quorum, of those that the
+node leads. ELECTIONS WON includes those of leaders that were handed over, STARTED
+does not. PROMISES WITHDRAWN are the ends of support for other nodes: they fell
+silent, or were restarted, or fell silent while nothing here rested on them (unused).`,
+		Args: exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				s, err := fetchStatus(ctx, c, true)
@@ -246,7 +258,10 @@ func (a *app) healthCommand() *cobra.Command {
 		Short: "Exit 0 if the cluster is healthy, 10 if it is not, 5 if it does not answer",
 		Long: `Exit 0 if the cluster is healthy: all its nodes live, every range led and fully
 replicated. Exit 10 if it answers and is not healthy, 5 if nothing answers. If
-several endpoints are given, as many nodes must be known.`,
+several endpoints are given, as many nodes must be known.
+
+The node that answers first hears from every node with which it shares ranges, so a
+node that has just died is not called live.`,
 		Example: `  flotilla health --wait 30s`,
 		Args:    exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -27,7 +27,8 @@ type leaseReport struct {
 }
 
 // supportReport says that one node supports another, as JSON. What only the
-// supported node knows is missing if that one does not answer.
+// supported node knows is missing if that one does not answer. LeftSeconds is 0 once
+// the support has lapsed.
 type supportReport struct {
 	Node             uint64   `json:"node"` // who supports
 	Supports         uint64   `json:"supports"`
@@ -60,16 +61,18 @@ func (s *statusReport) addSupport(nodes []*adminpb.NodeStatus) {
 		for _, p := range told.GetPairs() {
 			if p.GetPromiseEpoch() != 0 || p.GetWithdrawnExpired()+p.GetWithdrawnLaterLife() > 0 {
 				out := pair(id, p.GetPeer())
-				out.Withdrawals = new(p.GetWithdrawnExpired() + p.GetWithdrawnLaterLife())
+				out.Withdrawals = new(p.GetWithdrawnExpired() + p.GetWithdrawnLaterLife() +
+					p.GetWithdrawnUnused())
 				if out.RoundTripSeconds == nil && p.GetPromiseEpoch() != 0 {
 					out.Epoch = epochText(p.GetPromiseEpoch())
-					out.LeftSeconds = p.GetPromiseLeftSeconds()
+					out.LeftSeconds = max(0, p.GetPromiseLeftSeconds())
 				}
 			}
 			// What the supported node knows is what its leases rest on.
 			if p.GetSupportEpoch() != 0 && (p.GetWanted() > 0 || p.GetSupportLeftSeconds() > 0) {
 				in := pair(p.GetPeer(), id)
-				in.Epoch, in.LeftSeconds = epochText(p.GetSupportEpoch()), p.GetSupportLeftSeconds()
+				in.Epoch = epochText(p.GetSupportEpoch())
+				in.LeftSeconds = max(0, p.GetSupportLeftSeconds())
 				in.RoundTripSeconds = new(p.GetRoundTripSeconds())
 				in.Ranges, in.Lapses = new(p.GetWanted()), new(p.GetLapses())
 			}
@@ -183,10 +186,14 @@ func (a *app) printSupport(s *statusReport) error {
 
 // withdrawnText says why a node ended its promises.
 func withdrawnText(l leaseReport) string {
-	if l.WithdrawnExpired+l.WithdrawnLaterLife == 0 {
+	if l.WithdrawnExpired+l.WithdrawnLaterLife+l.WithdrawnUnused == 0 {
 		return "none"
 	}
-	return fmt.Sprintf("%d silent, %d restarted", l.WithdrawnExpired, l.WithdrawnLaterLife)
+	text := fmt.Sprintf("%d silent, %d restarted", l.WithdrawnExpired, l.WithdrawnLaterLife)
+	if l.WithdrawnUnused > 0 {
+		text += fmt.Sprintf(", %d unused", l.WithdrawnUnused)
+	}
+	return text
 }
 
 func countText(n *uint64) string {

@@ -34,7 +34,10 @@ func TestStatusSaysWhoSupportsWhom(t *testing.T) {
 			LeasesLed: 2, DiskStalled: true,
 			Pairs: []*adminpb.SupportPair{{
 				Peer: 1, PromiseEpoch: 3<<32 | 17, PromiseLeftSeconds: 0.22,
-				WithdrawnLaterLife: 2, Refused: 1,
+				WithdrawnLaterLife: 2, WithdrawnUnused: 1, Refused: 1,
+			}, {
+				// n3 is long dead: what is left does not count below 0 for ever.
+				Peer: 3, Wanted: 1, SupportEpoch: 2<<32 | 5, SupportLeftSeconds: -4711,
 			}},
 		}),
 		node(3, nil),
@@ -49,9 +52,10 @@ func TestStatusSaysWhoSupportsWhom(t *testing.T) {
 		"note n2 asks for no support: its disk makes no progress",
 		"note n2 does not vote yet",
 		"n1 334 of 334 11 12 1 silent, 0 restarted",
-		"n2 0 of 2 0 0 0 silent, 2 restarted",
+		"n2 0 of 2 0 0 0 silent, 2 restarted, 1 unused",
 		"SUPPORT BY EPOCH LEFT ROUND TRIP RANGES LAPSES WITHDRAWN",
-		"n1 n2 3.17 213ms 457µs 334 4 2",
+		"n1 n2 3.17 213ms 457µs 334 4 3",
+		"n2 n3 2.5 none",
 		"n3 n1 1.2 100ms - - - 1",
 	} {
 		if !strings.Contains(text, want) {
@@ -67,10 +71,28 @@ func TestStatusSaysWhoSupportsWhom(t *testing.T) {
 	}
 	for _, want := range []string{
 		`"node":2,"supports":1,"epoch":"3.17","left_seconds":0.2125,"round_trip_seconds":0.0004567`,
+		`"node":3,"supports":2,"epoch":"2.5","left_seconds":0,`,
 		`"leases_held":334`, `"ceilings_short":true`,
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("json lacks %s:\n%s", want, out.String())
 		}
+	}
+}
+
+func TestANodeThatJustFellSilentIsSilentForLessThanASecond(t *testing.T) {
+	t.Parallel()
+	s := &statusReport{Ranges: 12, Tolerates: 0, Nodes: []nodeReport{
+		{ID: 1, Live: true}, {ID: 2, Live: true}, {ID: 3, SilentSeconds: 0.4},
+	}, LiveNodes: 2, Problems: []string{"n3 does not answer n1: support between them has lapsed"}}
+	s.judge(true)
+	const want = "degraded  2 of 3 nodes live (n3 silent for <1s) · tolerates 0 more node failures"
+	if got := s.headline(); !strings.HasPrefix(got, want) {
+		t.Errorf("headline: %s", got)
+	}
+	// Placement says "n3 silent for 3 s" of the same time, in the next line.
+	s.Nodes[2].SilentSeconds = 3.9
+	if got := s.headline(); !strings.Contains(got, "n3 silent for 3s") {
+		t.Errorf("headline: %s", got)
 	}
 }

@@ -93,7 +93,7 @@ func (f *flags) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.SupportDuration, "support-duration", d.SupportDuration,
 		"how long other nodes elect nobody in place of this node's leaders after each of its\n"+
 			"requests, and so how long after its death they begin: this time, less up to one\n"+
-			"interval (50ms to 10s)")
+			"interval (50ms to 3s)")
 	fs.DurationVar(&c.SupportInterval, "support-interval", d.SupportInterval,
 		"time between requests for support, at most a third of the duration: shorter finds\n"+
 			"failures no sooner, but more of them may be late before this node counts as dead")

@@ -115,7 +115,7 @@ const (
 	// a seal (that of a freeze, a change of the configuration) does not make the
 	// commit index durable
 	SealForgetsCommit Bug = "seal-forgets-commit"
-	// a frozen range serves
+	// a frozen range serves (R9j)
 	FrozenServes Bug = "frozen-serves"
 	// a replica whose range was absorbed goes although its left neighbour needs it
 	GoneObeyed Bug = "gone-obeyed"

@@ -24,6 +24,7 @@ import (
 //     multiraft tells, too), LeaseBoundLate, LeaseEndsBelowCeiling, ClockUnsealed,
 //     StopForgetsCeilings, CeilingFromHybrid (and again LeaseRevives, LeaseFromReceipt,
 //     LeaseNoMargin, LeaseNoCeiling);
+//   - rpc, planted_test.go: again StampsIgnored and StampRefusedStepped, for datagrams;
 //   - ranges, canary_test.go: ReadIndexLate (and again LeaseBeforeOwnTerm, ReadClockStays,
 //     ReadSkipsLatches, WriteBelowClock, StaleRow).
 func TestPlantedLeaseBugsAreCaughtByChance(t *testing.T) {

@@ -99,7 +99,7 @@ func (s *Sim) busiest() *node {
 
 func (n *node) leases() (held int) {
 	if n.table != nil {
-		held, _ = n.table.Leases()
+		held, _ = n.table.WalkLeases()
 	}
 	return held
 }
