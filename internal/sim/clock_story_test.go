@@ -143,7 +143,7 @@ func slowSupporters(s *Sim, n *node, id ids.RangeID) {
 	s.cut(n, true)
 	for range 8 {
 		s.get(n, "k/0", 0)
-		s.get(n, "k/1", hlc.New(n.physical.Wall()+2000, 0)) // above the ceiling
+		s.get(n, "k/1", hlc.New(n.physical.Wall()+1500, 0)) // above the ceiling, below the clock's bound
 	}
 	s.leased(time.Second, n)
 	if next := s.leads(userKey("k/")); next != nil && next != n {
