@@ -35,7 +35,7 @@ func (n *node) hear(ctx context.Context, reply *adminpb.StatusReply) {
 		for _, s := range reply.GetNodes() {
 			p := now[ids.NodeID(s.GetNode().GetNodeId())]
 			if s.GetLive() && p.Wanted > 0 && met(p) && !severed(p) &&
-				words(p) == words(before[p.Node]) {
+				heardOf(p) == heardOf(before[p.Node]) {
 				waits = true
 			}
 		}
@@ -54,12 +54,12 @@ func (n *node) supportByNode() map[ids.NodeID]support.Status {
 	return all
 }
 
-// words is how often a node was heard of.
-func words(p support.Status) uint64 { return p.Grants + p.Granted }
+// heardOf is how often a node was heard of.
+func heardOf(p support.Status) uint64 { return p.Grants + p.Granted }
 
 // met says that the two nodes have exchanged support in this life of this one. If they
 // never have, datagrams may be blocked between them, which says nothing of the node.
-func met(p support.Status) bool { return words(p) > 0 }
+func met(p support.Status) bool { return heardOf(p) > 0 }
 
 // severed says that the two nodes share ranges, and neither supports the other any
 // more: no replica here waits for the node any longer.
