@@ -15,8 +15,8 @@ import (
 // answering counts the nodes of voters that answer, as far as is known.
 func (c *cluster) answering(r *rangeState, voters []ids.NodeID) (count int) {
 	for _, id := range voters {
-		p := replicaOn(r.desc, id)
-		count += one(c.nodes[id].phase >= phaseLive && (p == nil || !c.mute(r, p)))
+		n, p := c.nodes[id], replicaOn(r.desc, id)
+		count += one(n != nil && n.phase >= phaseLive && (p == nil || !c.mute(r, p)))
 	}
 	return count
 }
@@ -78,7 +78,7 @@ func (s step) held(c *cluster, r *rangeState) string {
 // planned while the nodes that are better were away.
 func (op *operator) outdated(c *cluster, r *rangeState) string {
 	u := c.current(r.rule)
-	lost := op.blame == 0 || c.nodes[op.blame].phase == phaseDead
+	lost := op.blame == 0 || c.node(op.blame).phase == phaseDead
 	if r.changing() || op.kind == kindRepair && lost && r.health.tolerates == 0 {
 		return "" // what is in danger does not wait for the better place
 	}
