@@ -227,7 +227,7 @@ func (l *lab) finish() {
 			l.t.Fatalf("%v: %v %s", op, result, why)
 		}
 		l.c.removeOperator(op)
-		if op.from != 0 {
+		if op.from != 0 || op.kind == kindBytes || op.kind == kindHot {
 			l.c.giveRest(l.c.dir.byID[op.rng], restAfter)
 		}
 		l.c.review(l.c.dir.byID[op.rng])
