@@ -290,7 +290,7 @@ func (l *levels) heaviest(from holder, takers []holder) relocation {
 // copyable says whether a copy of r may move now, for the sake of balance: nothing
 // is wrong with the range, and its leader may send one more snapshot.
 func (p *pass) copyable(r *rangeState) bool {
-	return p.movable(r) && r.health.need == needNothing && p.c.mayGive(p.c.nodes[r.leader])
+	return p.movable(r) && p.c.condition(r).need == needNothing && p.c.mayGive(p.c.nodes[r.leader])
 }
 
 // suits says whether a copy may go from one node to another for the sake of balance.

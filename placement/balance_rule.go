@@ -91,7 +91,7 @@ func (c *cluster) clinging(r *rangeState) string {
 	switch {
 	case c.busy(r.id()):
 		return "an operator is at it"
-	case r.health.leaderless:
+	case c.headless(r):
 		return "it has no leader that could do it"
 	case r.changing():
 		return "its leader is changing it"

@@ -96,8 +96,10 @@ func BenchmarkStepAfterANodeDied(b *testing.B) {
 	for b.Loop() {
 		n.lastReport -= 2 * defaultSuspectAfter
 		d.cluster.rephase(n)
+		d.cluster.reviewSome()
 		n.lastReport += 2 * defaultSuspectAfter
 		d.cluster.rephase(n)
+		d.cluster.reviewSome()
 	}
 }
 

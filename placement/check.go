@@ -61,7 +61,7 @@ func (c *cluster) survey(r *rangeState) survey {
 	// copies than it can have: the node stops later or not at all, and what it has then
 	// is as good as that of any node that is stopped for a while.
 	few := len(s.voters)+s.candidates < r.rule.Replicas || len(s.dead) > 0 && s.candidates == 0
-	if few && lending.count > 0 && (s.waiting == 0 || r.health.tolerates == 0) {
+	if few && lending.count > 0 && (s.waiting == 0 || c.condition(r).tolerates == 0) {
 		s.candidates, s.lent = c.placeable(r, able, lending), true
 	}
 	return s
@@ -149,7 +149,7 @@ type plan struct {
 // by the state of the range and its nodes alone, so it also finishes or undoes what
 // an operator, of this driver or an earlier one, left half done.
 func check(c *cluster, r *rangeState) plan {
-	if c.recovers(r) || r.health.leaderless || r.changing() {
+	if c.recovers(r) || c.headless(r) || r.changing() {
 		return plan{}
 	}
 	s := c.survey(r)

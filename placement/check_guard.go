@@ -79,7 +79,7 @@ func (s step) held(c *cluster, r *rangeState) string {
 func (op *operator) outdated(c *cluster, r *rangeState) string {
 	u := c.current(r.rule)
 	lost := op.blame == 0 || c.node(op.blame).phase == phaseDead
-	if r.changing() || op.kind == kindRepair && lost && r.health.tolerates == 0 {
+	if r.changing() || op.kind == kindRepair && lost && c.condition(r).tolerates == 0 {
 		return "" // what is in danger does not wait for the better place
 	}
 	now := r.votersOf()

@@ -129,7 +129,7 @@ func (c *cluster) unmergeable(left, right *rangeState) string {
 			return fmt.Sprintf("%v is busy: %v", r.id(), op)
 		case r.restUntil > c.now:
 			return fmt.Sprintf("%v rests for another %s", r.id(), words(r.restUntil-c.now))
-		case r.health.leaderless:
+		case c.headless(r):
 			return fmt.Sprintf("%v has no leader", r.id())
 		case r.changing():
 			return fmt.Sprintf("%v is being changed by its leader", r.id())

@@ -60,6 +60,7 @@ type cluster struct {
 	leaderless btree.Set[ids.RangeID]
 	changing   btree.Set[ids.RangeID] // between two configurations, or merging
 	tolerates  [maxTolerates + 1]int  // ranges by the failures that they survive
+	reviews    uint64                 // of ranges, so far: what the work grows with
 
 	unbalanced bool          // leader counts or nodes changed since the last balanced verdict
 	balanceAt  time.Duration // look again then although nothing changed
@@ -312,7 +313,12 @@ func (c *cluster) disown(n *node, reported map[ids.RangeID]bool) {
 
 // review derives the health of r again, after its replicas, its leader or the
 // phase of a node it lives on changed.
-func (c *cluster) review(r *rangeState) {
+func (c *cluster) review(r *rangeState) { c.reviewSince(r, c.now) }
+
+// reviewSince is review for what changed at a time before now. A range that needs
+// something has waited since then, even if another review came first.
+func (c *cluster) reviewSince(r *rangeState, since time.Duration) {
+	c.reviews++
 	c.discount(r)
 	h := c.assess(r)
 	h.counted = true
@@ -328,8 +334,8 @@ func (c *cluster) review(r *rangeState) {
 		c.changing.Insert(r.id())
 	}
 	if h.need != needNothing {
-		if r.since == never {
-			r.since = c.now
+		if r.since == never || since < r.since {
+			r.since = since
 		}
 		c.unwell.Set(r.wanting())
 		c.attention.Set(r.wanting())
@@ -384,6 +390,21 @@ func (c *cluster) rested() {
 	}
 }
 
+// headless says whether nobody is known to lead r now.
+func (c *cluster) headless(r *rangeState) bool {
+	leader := c.nodes[r.leader]
+	return leader == nil || leader.phase < phaseLive
+}
+
+// condition is the health of r as it is now, for decisions: that of its last review
+// unless reviews are behind.
+func (c *cluster) condition(r *rangeState) health {
+	if c.sweep.behind() {
+		return c.assess(r)
+	}
+	return r.health
+}
+
 // assess derives the health of a range; pure.
 func (c *cluster) assess(r *rangeState) health {
 	var in, out half
@@ -407,10 +428,9 @@ func (c *cluster) assess(r *rangeState) health {
 			voters = append(voters, n.labels)
 		}
 	}
-	leader := c.nodes[r.leader]
 	h := health{
 		need:       needNothing,
-		leaderless: leader == nil || leader.phase < phaseLive,
+		leaderless: c.headless(r),
 		under:      min(in.live, out.live) < c.current(r.rule).goal(),
 		changing:   r.changing(),
 		tolerates:  uint8(min(in.tolerates(), out.tolerates(), maxTolerates)),

@@ -49,8 +49,10 @@
 //     on the way than before and after.
 //   - A node is decommissioned when no descriptor names it, while every key is in a
 //     known range: then nothing that anybody needs is on it.
-//   - Time in which the driver was not there, or was stopped, counts against nobody:
-//     a new tenure, or one that overslept, begins with patience for every node.
+//   - Time in which the driver was not there, or was stopped, buries nobody: a new tenure
+//     begins with patience for every node, and of each time that one overslept no more
+//     than SuspectAfter counts, and of those who were well a part of that. A driver that
+//     oversleeps always still finds out who is gone.
 //   - A change of votes that would cost a range its last spare copy, by what is known
 //     then and not when it was planned, is held back; what would bring copies nearer
 //     together than they need to be is called off (check_guard.go).
@@ -72,8 +74,10 @@
 // Grows with what changed. A fact updates counters of the nodes it names; a
 // range that needs something is put on a list, all others are never looked at;
 // a node that changes its phase (live, silent, dead) touches the ranges it
-// holds. When rules change, or what they make of the nodes does, all ranges are gone
-// through, a part with every step (sweep); a dry run of rules goes through them all,
+// holds, a part with every step if those are many: a whole zone may fall at once. When
+// rules change, or what they make of the nodes does, all ranges are gone through, a part
+// with every step, too (sweep, ruling.go); what a million new leaders say of their loads
+// begins to count in parts (settle, load.go). A dry run of rules goes through them all,
 // too, in slices between other work (preview.go). Operators are found by the node whose
 // report they answer. A step in a quiet cluster compares a few numbers and returns.
 //

@@ -197,7 +197,7 @@ func (d *Driver) Active() bool { return d.active && d.loaded }
 // Step advances the driver: finishes and times out operators, plans new ones,
 // tries again what range 1 refused. Called a few times a second with monotonic
 // time; cost grows with what changed. If it was not called for longer than
-// SuspectAfter the driver counts as having been away: it does not hold against nodes
+// SuspectAfter the driver counts as having been away: it hardly holds against nodes
 // what it could not hear.
 func (d *Driver) Step(now time.Duration) {
 	if !d.active {
@@ -216,10 +216,12 @@ func (d *Driver) Step(now time.Duration) {
 		d.planning = d.cluster.complete()
 	}
 	d.reread()
-	if d.planning {
-		d.depart()
-		d.plan()
+	if !d.planning {
+		d.cluster.reviewSome()
+		return
 	}
+	d.depart()
+	d.plan()
 }
 
 // Report takes a node's report and answers it with orders for that node, for

@@ -175,7 +175,7 @@ func (e *explainer) filled(n *node) string {
 // leader says who leads and why there.
 func (e *explainer) leader() {
 	r := e.r
-	if r.health.leaderless {
+	if e.c.headless(r) {
 		e.say("nobody is known to lead it")
 		return
 	}
@@ -210,7 +210,7 @@ func (e *explainer) leaders() (least, most int) {
 
 // missing says what the range lacks.
 func (e *explainer) missing() {
-	r := e.r
+	r, h := e.r, e.c.condition(e.r)
 	voters, live := 0, 0
 	for _, p := range r.desc.GetReplicas() {
 		n := e.c.nodes[ids.NodeID(p.GetNodeId())]
@@ -230,13 +230,13 @@ func (e *explainer) missing() {
 	switch {
 	case live < voters/2+1:
 		e.say("%d of %d voters are on live nodes: no majority, it serves nothing", live, voters)
-	case r.health.tolerates == 0 && voters > 1:
+	case h.tolerates == 0 && voters > 1:
 		e.say("%d of %d voters are on live nodes: the next failure stops it", live, voters)
 	case voters == 1:
 		e.say("its only voter is on a live node: the next failure stops it")
 	default:
 		e.say("%d of %d voters are on live nodes: it survives %s", live, voters,
-			count(int(r.health.tolerates), "failure"))
+			count(int(h.tolerates), "failure"))
 	}
 	if r.changing() {
 		what := "it is between two configurations"
@@ -360,23 +360,24 @@ func (e *explainer) past() {
 // holdup says what keeps r from being changed although something should be, or
 // would be if it could; "" if nothing does, or nothing should be.
 func (c *cluster) holdup(r *rangeState, planning bool) string {
+	h := c.condition(r)
 	switch {
 	case !planning:
 		return "a new driver of placement waits until all nodes have told what they hold"
 	case c.settings.GetPaused():
 		return "placement is paused by " + c.settings.GetPausedBy()
-	case r.health.leaderless:
+	case h.leaderless:
 		return "it has no leader that could do it"
 	case r.changing():
 		return "its leader is changing it"
 	case c.recovers(r):
 		return c.recovery(r)
-	case r.health.need == needNothing && r.restUntil > c.now:
+	case h.need == needNothing && r.restUntil > c.now:
 		return fmt.Sprintf("it was moved a moment ago and rests for another %s",
 			words(r.restUntil-c.now))
-	case r.health.need == needNothing && r.health.under:
+	case h.need == needNothing && h.under:
 		return fmt.Sprintf("a node that is silent is given %s to come back", words(c.deadAfter))
-	case r.health.need == needNothing:
+	case h.need == needNothing:
 		return ""
 	}
 	s := c.survey(r)
@@ -387,11 +388,11 @@ func (c *cluster) holdup(r *rangeState, planning bool) string {
 		return p.why
 	case p.paced:
 		return "the nodes that it needs are busy with other copies"
-	case s.candidates == 0 && r.health.need != needCleanup:
+	case s.candidates == 0 && h.need != needCleanup:
 		return "no other node may take a copy: " + c.whyNobody(r)
 	case len(s.voters) < r.rule.Replicas && s.waiting == 0:
 		return "an even number of copies would survive no more than an odd one"
-	case r.health.need == needRule:
+	case h.need == needRule:
 		return "there is no better place for any copy now"
 	}
 	return "it waits for nodes that are silent or starting"

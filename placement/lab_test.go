@@ -184,6 +184,7 @@ func (l *lab) running() (transfers, moves int) {
 func (l *lab) plan() {
 	l.t.Helper()
 	transfers, moves := l.running()
+	l.c.reviewSome()
 	l.c.influence()
 	ops, _ := l.c.schedule(budget{labTransfers - transfers, l.limit - moves, l.limit})
 	for _, op := range ops {

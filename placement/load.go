@@ -200,11 +200,19 @@ func (c *cluster) believed(r *rangeState, f *metapb.RangeFact) load {
 	return told.most(kept)
 }
 
+// maxSettled bounds the ranges that one Step lets settle. A third of all ranges may
+// have got another leader in the same second.
+const maxSettled = 8192
+
 // settle lets the ranges count with what their leaders say, once those have
-// measured for long enough.
+// measured for long enough. Those that it does not come to stay as they are until one of
+// the next Steps: they count with the larger of two loads, and are not moved for load.
 func (c *cluster) settle() {
 	s := &c.sched
-	for len(s.settles) > 0 && s.settles[0].until <= c.now {
+	for range maxSettled {
+		if len(s.settles) == 0 || s.settles[0].until > c.now {
+			return
+		}
 		due := s.settles[0]
 		s.settles = s.settles[1:]
 		now, ok := s.settling[due.id]

@@ -72,6 +72,9 @@ type node struct {
 
 	holds btree.Set[ids.RangeID] // replicas of any role
 	leads btree.Set[ids.RangeID]
+	// shifted: it waits in the sweep for the review of these.
+	shifted bool
+
 	load  load // of what it holds and leads; see cluster.weigh
 	sched nodeSched
 
@@ -166,16 +169,6 @@ func (c *cluster) register(d *metapb.NodeDescriptor, version hlc.Timestamp) {
 	c.usable()
 }
 
-// reviewOf reviews every range that n holds or leads.
-func (c *cluster) reviewOf(n *node) {
-	touched := n.holds.Copy()
-	n.leads.Scan(func(id ids.RangeID) bool { touched.Insert(id); return true })
-	touched.Scan(func(id ids.RangeID) bool {
-		c.review(c.dir.byID[id])
-		return true
-	})
-}
-
 // heard notes a report of n.
 func (c *cluster) heard(n *node, r *metapb.NodeReport) {
 	n.lastReport, n.reported = c.now, true
@@ -267,13 +260,30 @@ func (c *cluster) advanceTo(now time.Duration) {
 	c.rested()
 }
 
+// sleptPart is the part of SuspectAfter that counts as silence, of a time in which nobody
+// was here to listen, against a node that was heard until then, however long that time was.
+const sleptPart = 4
+
 // overslept notes that nobody was here to listen until now: what nodes might have
 // said in the meantime is not held against them, nor the time against operators.
 // Otherwise a driver that was stopped for minutes would bury them all at once.
+//
+// A little of it counts all the same. Whoever is alive is heard soon after: what it sent
+// waits, or it sends again. One such gap makes nobody a suspect who reports once in
+// SuspectAfter/3: one interval may have passed before the gap and one may pass after it.
+// But were all of it forgiven, a driver that has such a gap between every two calls (its
+// steps take long, its process gets hardly any time) would never find out that a node is
+// gone, although it hears all others again and again. This way it does, only later. Of
+// each gap more counts against a suspect, who has not been heard for several of them; no
+// single one makes it count as dead who was not about to.
 func (c *cluster) overslept(now time.Duration) {
 	gap := now - c.now
 	for _, n := range c.nodes { // order-free
-		n.lastReport += gap
+		counts := c.suspectAfter / sleptPart
+		if n.phase < phaseLive {
+			counts = c.suspectAfter
+		}
+		n.lastReport += gap - counts
 		n.agreed += gap
 	}
 	c.ops.Scan(func(_ uint64, op *operator) bool {

@@ -175,13 +175,15 @@ func (d *Driver) mend(left *budget) {
 }
 
 // nextNeedy takes the next range to be checked, the most endangered first. One that
-// is busy is reviewed when its operator has ended.
+// is busy is reviewed when its operator has ended. While reviews are behind the less
+// endangered ones wait: see sweep.
 func (c *cluster) nextNeedy() *rangeState {
 	for {
-		w, ok := c.attention.PopMin()
-		if !ok {
+		w, ok := c.attention.Min()
+		if !ok || w.need > needUrgent && c.sweep.behind() {
 			return nil
 		}
+		c.attention.Delete(w)
 		if !c.busy(w.id) {
 			return c.dir.byID[w.id]
 		}

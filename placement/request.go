@@ -76,7 +76,7 @@ func (c *cluster) idle(r *rangeState) error {
 	switch op := c.holder[r.id()]; {
 	case op != nil:
 		return fmt.Errorf("%w: %v is busy, ask again when this is done: %v", ErrRefused, r.id(), op)
-	case r.health.leaderless:
+	case c.headless(r):
 		return fmt.Errorf("%w: %v has no leader that could do it", ErrRefused, r.id())
 	case r.desc.GetMerge() != nil:
 		return fmt.Errorf("%w: %v: %s", ErrRefused, r.id(), mergeWords(r.desc))

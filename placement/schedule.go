@@ -244,7 +244,7 @@ func (p *pass) ended(planned, uneven bool) verdict {
 // leader that can be asked, no change under way.
 func (p *pass) free(r *rangeState) bool {
 	return !p.planned[r.id()] && !p.c.busy(r.id()) && r.restUntil <= p.c.now &&
-		!r.health.leaderless && !r.changing()
+		!p.c.headless(r) && !r.changing()
 }
 
 // rangeSet is an ordered set of ranges.

@@ -171,9 +171,10 @@ func (c *cluster) nodeStatus(n *node) *adminpb.NodeStatus {
 }
 
 // leastTolerance returns how many more nodes may fail, whichever they are, so
-// that every range keeps a quorum; 0 if any range is unknown.
+// that every range keeps a quorum; 0 if any range is unknown, or has not been looked at
+// since one of its nodes changed.
 func (c *cluster) leastTolerance() uint32 {
-	if c.dir.gaps() > 0 {
+	if c.dir.gaps() > 0 || c.sweep.behind() {
 		return 0
 	}
 	for failures, ranges := range c.tolerates {
@@ -210,7 +211,7 @@ func (c *cluster) problems(planning bool) []string {
 		all = append(all, fmt.Sprintf("placement is paused by %s: nothing is repaired",
 			c.settings.GetPausedBy()))
 	}
-	if c.sweep.going {
+	if c.sweep.going || c.sweep.behind() {
 		all = append(all, "nodes or rules have changed: not all ranges have been looked at since")
 	}
 	if gaps := c.dir.gaps(); gaps > 0 {
@@ -246,7 +247,7 @@ func (c *cluster) problems(planning bool) []string {
 func (c *cluster) stuckChanges() (all []string) {
 	c.changing.Scan(func(id ids.RangeID) bool {
 		r := c.dir.byID[id]
-		if c.now-r.changedAt < stuckAfter || r.health.leaderless {
+		if c.now-r.changedAt < stuckAfter || c.headless(r) {
 			return true
 		}
 		what := "has been between two configurations"

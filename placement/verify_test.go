@@ -15,7 +15,7 @@ func verify(t testing.TB, c *cluster) {
 	var tolerates [maxTolerates + 1]int
 	var unwell [needs]int
 	under, leaderless, seams := 0, 0, 0
-	for c.ruled != c.topology || c.sweep.going {
+	for c.ruled != c.topology || c.sweep.going || c.sweep.behind() {
 		c.sweepSome() // what it has not come to yet is not wrong
 	}
 	last := ""
