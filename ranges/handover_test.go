@@ -97,6 +97,34 @@ func TestNodesThatStopTogetherFindTheOneThatStays(t *testing.T) {
 	}
 }
 
+// Each has more to give than it gives until the first ones come back, and does
+// not wait until it has given everything to see that they do.
+func TestNodesThatAllStopKeepWhatTheyLead(t *testing.T) {
+	t.Parallel()
+	const count = 8 * maxDepartures
+	w := manyRanges(t, count)
+	terms := func() (sum ids.Term) {
+		for _, r := range w.nodes[1].table.all() {
+			sum += r.state.Load().lead.term
+		}
+		return sum
+	}
+	began := terms()
+	var handovers []*Handover
+	for _, n := range w.nodes[1:] {
+		handovers = append(handovers, n.table.NewHandover())
+	}
+	for i := range 20 {
+		for _, h := range handovers {
+			h.Step(time.Duration(i) * lookBackEvery)
+		}
+		w.settle()
+	}
+	if moves := terms() - began; moves < maxDepartures || moves > count {
+		t.Fatalf("%d transfers of %d ranges", moves, count)
+	}
+}
+
 func TestHandoverLeavesAloneWhatNobodyElseCanLead(t *testing.T) {
 	t.Parallel()
 	w := oneNode(t, nil)
