@@ -1,6 +1,8 @@
 package placement
 
 import (
+	"context"
+	"log/slog"
 	"time"
 
 	"github.com/flotilla-kv/flotilla/internal/ids"
@@ -41,13 +43,15 @@ func (d *Driver) end(op *operator, result outcome, why string) {
 	c.unbalanced = true
 	c.history.ended.push(ended{op: op, at: c.now, outcome: result, err: why})
 	d.counts.end(op.kind, result)
+	ctx, level := context.Background(), level(op)
 	switch result {
 	case failed:
 		d.log.Warn("operator failed", "range", uint64(op.rng), "op", op.String(), "error", why)
 	case cancelled:
-		d.log.Info("operator cancelled", "range", uint64(op.rng), "op", op.String(), "reason", why)
+		d.log.Log(ctx, level, "operator cancelled",
+			"range", uint64(op.rng), "op", op.String(), "reason", why)
 	default:
-		d.log.Info("operator done", "range", uint64(op.rng), "op", op.String())
+		d.log.Log(ctx, level, "operator done", "range", uint64(op.rng), "op", op.String())
 	}
 	c.judge(op, result)
 	c.scattering(op.scatter).tell(c, op, result)
@@ -215,10 +219,20 @@ func (d *Driver) merge(left *budget) {
 	}
 }
 
+// level is what an operator's begin and end are logged at. Leaders alone move by
+// the ten thousand after the restart of a dense node, and no data with them.
+func level(op *operator) slog.Level {
+	if op.from != 0 {
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
+}
+
 func (d *Driver) begin(op *operator) {
 	d.cluster.addOperator(op)
 	d.counts.begun[op.kind]++
-	d.log.Info("operator begins", "range", uint64(op.rng), "op", op.String())
+	d.log.Log(context.Background(), level(op), "operator begins",
+		"range", uint64(op.rng), "op", op.String())
 }
 
 // counts are how many operators there were, since the process began.
