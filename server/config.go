@@ -29,7 +29,7 @@ const (
 	DefaultLoadSplitOps      = 2500
 	DefaultGCWindow          = 10 * time.Minute
 	DefaultCheckEvery        = time.Minute
-	DefaultDrainTimeout      = 10 * time.Second
+	DefaultDrainTimeout      = 20 * time.Second
 	DefaultSupportDuration   = 250 * time.Millisecond
 	DefaultSupportInterval   = support.DefaultInterval
 
@@ -109,7 +109,7 @@ type Config struct {
 	CheckEvery time.Duration
 
 	GCWindow     time.Duration // how long old versions are kept; default 10 minutes
-	DrainTimeout time.Duration // how long a graceful stop hands over leaders; default 10 s
+	DrainTimeout time.Duration // how long a graceful stop hands over leaders; default 20 s
 
 	// SupportDuration is how long the other nodes promise to elect nobody in place
 	// of this node's leaders after each request; default 250 ms. When this node

@@ -89,7 +89,8 @@ func (f *flags) register(fs *pflag.FlagSet) {
 		"how often the node compares one of the ranges that it leads, and that were written\n"+
 			"to, with its other copies: a node whose copy differs from most stops (negative: never)")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", d.DrainTimeout,
-		"how long a stop hands leaders over")
+		"how long a stop hands leaders over, for as long as others take them; whatever runs\n"+
+			"the node should wait longer before it kills it")
 	fs.DurationVar(&c.SupportDuration, "support-duration", d.SupportDuration,
 		"how long other nodes elect nobody in place of this node's leaders after each of its\n"+
 			"requests, and so how long after its death they begin: this time, less up to one\n"+
