@@ -148,18 +148,18 @@ func evenLoads(p *pass) verdict {
 	}
 	p.count()
 	f := p.gaugeNodes(spreadCPU, p.leaders)
-	return p.lighten(f, kindLeaders, true)
+	return p.lighten(f, kindLeaders)
 }
 
 // lighten plans transfers off the nodes of a field that bear too much.
-func (p *pass) lighten(f *field, k kind, exchange bool) verdict {
+func (p *pass) lighten(f *field, k kind) verdict {
 	planned := false
 	for _, from := range f.over {
 		for f.load(from) > f.limit() {
 			if p.left.transfers < 2 || len(p.ops)+2 > maxPlans {
 				return acted
 			}
-			t := p.lightest(f, from, exchange)
+			t := p.lightest(f, from)
 			if t.r == nil {
 				break
 			}
@@ -191,6 +191,11 @@ func (p *pass) carry(f *field, k kind, t trade) {
 		f.of.words(f.load(t.from)), t.to.id, f.of.words(f.load(t.to)),
 		f.of.words(f.of.of(t.r.load)))
 	p.transfer(newTransfer(t.r, k, t.to.id, reason))
+	p.giveBack(k, t)
+}
+
+// giveBack plans the transfer that a trade needs in exchange.
+func (p *pass) giveBack(k kind, t trade) {
 	if t.back != nil {
 		p.transfer(newTransfer(t.back, k, t.from.id, fmt.Sprintf(
 			"in exchange for %v, so that %v and %v lead as many ranges as before",
@@ -199,7 +204,7 @@ func (p *pass) carry(f *field, k kind, t trade) {
 }
 
 // lightest finds the transfer off a node that evens out the load most.
-func (p *pass) lightest(f *field, from *node, exchange bool) (best trade) {
+func (p *pass) lightest(f *field, from *node) (best trade) {
 	looks := 0
 	consider := func(r *rangeState) {
 		if !p.movable(r) || p.warming(r) || r.id() == systemRange {
@@ -213,7 +218,7 @@ func (p *pass) lightest(f *field, from *node, exchange bool) (best trade) {
 				continue
 			}
 			t := trade{r: r, from: from, to: to, gain: gain}
-			if !p.keepsCounts(from, to) && (!exchange || !p.findBack(f, &t)) {
+			if !p.keepsCounts(from, to) && !p.findBack(f, &t) {
 				continue
 			}
 			if t.gain > best.gain {
@@ -242,13 +247,16 @@ func (p *pass) warming(r *rangeState) bool {
 	return settling
 }
 
-// keepsCounts says whether a transfer leaves the counts of leaders no farther out of
-// their bounds than they are.
+// keepsCounts says whether a transfer does not raise the sum of the squares of what
+// counts of leaders are out of their bounds. Every transfer of evenCounts lowers that
+// sum, also where no count can be within its bounds, because a rule wants leaders on
+// some nodes only; so no two transfers undo each other.
 func (p *pass) keepsCounts(from, to *node) bool {
 	slack := slackOf(p.mean)
 	out := func(n *node, change int) float64 {
 		d := float64(n.leaders()+change) - p.mean
-		return max(0, max(d, -d)-slack)
+		excess := max(0, max(d, -d)-slack)
+		return excess * excess
 	}
 	return out(from, -1)+out(to, +1) <= out(from, 0)+out(to, 0)
 }

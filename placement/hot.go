@@ -29,7 +29,7 @@ func coolNodes(p *pass) verdict {
 	if len(p.leaders) >= 2 {
 		p.count()
 		reads := p.gaugeNodes(hotReads, p.leaders)
-		worst = max(p.lighten(reads, kindHot, true), p.coolByCopy(reads, p.leaders))
+		worst = max(p.lighten(reads, kindHot), p.coolByCopy(reads, p.leaders))
 		cpu := p.gaugeNodes(hotCPU, p.leaders)
 		worst = max(worst, p.coolByCopy(cpu, p.leaders))
 	}
@@ -66,21 +66,22 @@ func (p *pass) coolByCopy(f *field, nodes []*node) verdict {
 		slices.SortStableFunc(cool, func(a, b *node) int {
 			return cmp.Compare(f.load(a), f.load(b))
 		})
-		op := p.coolest(f, from, cool)
+		op, t := p.coolest(f, from, cool)
 		if op == nil {
 			v = max(v, blocked)
 			continue
 		}
 		from.sched.coolUntil = p.c.now + coolDown
 		p.move(op)
+		p.giveBack(kindHot, t)
 		v = acted
 	}
 	return v
 }
 
 // coolest returns the move of a copy that takes the hottest range, or a part of its
-// writes, off a node.
-func (p *pass) coolest(f *field, from *node, cool []*node) (found *operator) {
+// writes, off a node, and as a trade what goes the other way.
+func (p *pass) coolest(f *field, from *node, cool []*node) (found *operator, t trade) {
 	looks := 0
 	set := &from.sched.warm
 	if f.of == ofWrites {
@@ -89,12 +90,12 @@ func (p *pass) coolest(f *field, from *node, cool []*node) (found *operator) {
 	set.descend(maxLoad, func(w warmth) bool {
 		r := p.c.dir.byID[w.id]
 		if p.copyable(r) && !p.warming(r) && r.id() != systemRange {
-			found = p.coolTo(f, r, from, cool)
+			found, t = p.coolTo(f, r, from, cool)
 		}
 		looks++
 		return found == nil && looks < hotLooks
 	})
-	return found
+	return found, t
 }
 
 // maxLoad is above every load.
@@ -102,28 +103,31 @@ const maxLoad = int64(1) << 62
 
 // coolTo returns the operator that moves a copy of r to one of the coolest nodes,
 // nil if none can take it. For writes the copy leaves the hot node; else another
-// voter does and the new one leads, for it is the lead that costs.
-func (p *pass) coolTo(f *field, r *rangeState, from *node, cool []*node) *operator {
+// voter does and the new one leads, for it is the lead that costs; if that would bring
+// a count of leaders out of its bounds, another range is led the other way.
+func (p *pass) coolTo(f *field, r *rangeState, from *node, cool []*node) (*operator, trade) {
 	what := f.of.of(r.load)
 	for _, to := range cool[:min(len(cool), coolTried)] {
 		if f.lightens(what, from, to) == 0 || !to.mayHold() || !p.c.mayTake(to, r.load.bytes) {
 			continue
 		}
 		var steps []step
+		t := trade{r: r, from: from, to: to}
 		if f.of == ofWrites {
 			if p.c.mayReplace(r, from, to) {
 				steps = p.c.moveSteps(r, from.id, to.id)
 			}
-		} else if to.mayLead() && r.rank(to) <= r.rank(from) && p.bearable(f, r, to) {
+		} else if to.mayLead() && r.rank(to) <= r.rank(from) && p.bearable(f, r, to) &&
+			(p.keepsCounts(from, to) || p.left.transfers > 0 && p.findBack(f, &t)) {
 			steps = p.newLeader(f, r, from, to)
 		}
 		if steps != nil {
 			return newOperator(r, kindHot, fmt.Sprintf(
 				"%v bears %s, %v %s; %s of it with this range", from.id, f.of.words(f.load(from)),
-				to.id, f.of.words(f.load(to)), f.of.words(what)), steps...)
+				to.id, f.of.words(f.load(to)), f.of.words(what)), steps...), t
 		}
 	}
-	return nil
+	return nil, trade{}
 }
 
 // newLeader are the steps by which a node gets a copy of r, in place of that follower
