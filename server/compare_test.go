@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,19 +20,25 @@ import (
 func (r *running) lose(t *testing.T, key string) {
 	t.Helper()
 	st := r.n.store
-	it, err := st.State().DB().NewIter(&pebble.IterOptions{
-		LowerBound: mvcc.AppendKey(nil, inUsers(key), 0),
-		UpperBound: mvcc.AppendKey(nil, inUsers(key+"\x00"), 0),
+	var version []byte
+	eventually(t, "the replica has the key", func(context.Context) error { // it may lag
+		it, err := st.State().DB().NewIter(&pebble.IterOptions{
+			LowerBound: mvcc.AppendKey(nil, inUsers(key), 0),
+			UpperBound: mvcc.AppendKey(nil, inUsers(key+"\x00"), 0),
+		})
+		if err != nil {
+			return err
+		}
+		if it.First() {
+			version = slices.Clone(it.Key())
+		} else {
+			err = fmt.Errorf("%v has no %s", r.n.self, key)
+		}
+		return errors.Join(err, it.Close())
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !it.First() {
-		t.Fatalf("%v has no %s", r.n.self, key)
-	}
 	b := st.NewBatch()
 	defer b.Close()
-	if err := errors.Join(b.Pebble().Delete(it.Key(), nil), it.Close(), st.CommitNoSync(b)); err != nil {
+	if err := errors.Join(b.Pebble().Delete(version, nil), st.CommitNoSync(b)); err != nil {
 		t.Fatal(err)
 	}
 }
